@@ -1,0 +1,72 @@
+# ldm_nb: `make` alone lists what there is. Needs Python 3.11 or newer with venv, and make; everything else goes into $(VENV).
+#   make test PYTHON=python3.12      another Python to build the environment with
+#   make check VENV=~/envs/x READY=1 an environment that already holds everything: nothing is installed
+
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+ENOUGH := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+            if command -v $$p >/dev/null 2>&1 && $$p -c '$(ENOUGH)' >/dev/null 2>&1; then echo $$p; break; fi; done)
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+RUFF   := $(BIN)/python -m ruff check --output-format concise
+WORKERS ?= 2
+
+ifdef READY
+export PYTHONPATH := $(CURDIR)
+else
+PACKAGE := $(VENV)/.installed
+TOOLS   := $(VENV)/.installed-dev
+endif
+
+.PHONY: help setup demo lab check test notebooks readme
+help:
+	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 1 min)'
+	@echo 'make lab        opens JupyterLab at the first chapter'
+	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
+	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
+	@echo 'make test       check, then every notebook, then pytest           (at most 40 min on two cores)'
+	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'
+	@echo 'make readme     README.md from nbs/index.ipynb                    (5 s)'
+
+setup: $(PACKAGE) $(TOOLS)
+	@echo 'Everything is in $(VENV). Next: make demo, make lab or make test.'
+
+demo: $(PACKAGE)
+	@echo 'Drawing postcards from captions: about a minute on two cores ...'
+	@$(BIN)/python -m ldm_nb.recipes demo --out demo.png
+
+lab: $(PACKAGE) $(TOOLS)
+	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
+
+check: $(PACKAGE) $(TOOLS)
+	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
+	$(RUFF) nbs tests .ci setup.py || bad=1; $(RUFF) --select F ldm_nb || bad=1; exit $$bad
+
+# one thread a worker: two workers on two cores then do not fight over them
+test: check
+	@echo 'Running every notebook, $(WORKERS) at a time ...'
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
+	@echo 'Running the tests in tests/ ...'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests
+
+notebooks: $(PACKAGE) $(TOOLS)
+	@$(BIN)/python .ci/notebooks.py run $(NB)
+	@$(BIN)/python .ci/readme.py
+
+readme: $(PACKAGE) $(TOOLS)
+	@$(BIN)/python .ci/readme.py
+
+$(BIN)/python:
+	@p='$(PYTHON)'; if [ -z "$$p" ] || ! $$p -c '$(ENOUGH)' >/dev/null 2>&1; then \
+	  echo "ldm_nb needs Python 3.11 or newer with venv (found: $$( ($${p:-python3} --version) 2>&1 | head -n 1)). Install it (Debian, Ubuntu: apt install python3-venv) or name one: make setup PYTHON=/path/to/python3.12" >&2; exit 1; fi; \
+	echo "Making $(VENV) with $$($$p --version) ..."; $$p -m venv '$(VENV)'
+
+$(VENV)/.installed: setup.py settings.ini pyproject.toml | $(BIN)/python
+	@echo 'Installing ldm_nb and what it runs on into $(VENV): about 3 minutes, once ...'
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo 'Installing what its checks and notebooks need: under a minute, once ...'
+	@$(PIP) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,33 @@
+"What the tests share: where the tree is, and how to run the commands."
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def root() -> Path: return ROOT
+
+
+def run(*words, cwd=None, timeout=300, **env) -> subprocess.CompletedProcess: # a program and its arguments; stdout and stderr as text
+    return subprocess.run([str(w) for w in words], cwd=cwd, env=os.environ | {'PYTHONUNBUFFERED': '1'} | env, text=True, capture_output=True,
+                          stdin=subprocess.DEVNULL, timeout=timeout)
+
+
+def command(name: str) -> list[str]: # `ldm-train` as installed beside this Python, or else what it calls
+    installed = Path(sys.executable).with_name(name)
+    if installed.is_file(): return [str(installed)]
+    return [sys.executable, '-c', f'from ldm_nb.recipes import {name.removeprefix("ldm-")}_command as f; raise SystemExit(f())']
+
+
+def refused(r: subprocess.CompletedProcess) -> str: # the one line that a command which refuses its input must leave on stderr
+    assert r.returncode > 0, f'exit {r.returncode} for bad input\n{r.stdout}\n{r.stderr}'
+    assert 'Traceback' not in r.stderr, r.stderr
+    lines = [o for o in r.stderr.splitlines() if re.match(r'(\S+: )?error: ', o)]
+    assert len(lines) == 1 and len(lines[0]) > 30, f'expected one line that begins with "error: ":\n{r.stderr}'
+    return lines[0]
