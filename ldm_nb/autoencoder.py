@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Encoder', 'middle', 'Decoder', 'Gaussian', 'Autoencoder', 'measure_scale', 'save_autoencoder', 'load_autoencoder']
 
-# %% ../nbs/04_autoencoder.ipynb #8e978b22
+# %% ../nbs/04_autoencoder.ipynb #b1652278
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from .files import find_pretrained, load_into, load_model, save_model
 from .layers import Down, ResBlock, SelfAttention, Up, norm
 
-# %% ../nbs/04_autoencoder.ipynb #1ef34cf9
+# %% ../nbs/04_autoencoder.ipynb #a74881a3
 class Encoder(nn.Module):
     "Pixels to the mean and log-variance of a latent `2**(len(ch_mult)-1)` times smaller (App. E.2, G). Arguments: see `Autoencoder`."
     def __init__(self, in_ch=3, z_ch=4, ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32):
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
 def middle(ch, attention, groups): # what stands at the coarsest level of both
     return nn.Sequential(ResBlock(ch, groups=groups), SelfAttention(ch, groups=groups) if attention else nn.Identity(), ResBlock(ch, groups=groups))
 
-# %% ../nbs/04_autoencoder.ipynb #d0166564
+# %% ../nbs/04_autoencoder.ipynb #529a7657
 class Decoder(nn.Module):
     "A latent back to pixels: the encoder's mirror, with one more ResBlock a level. No final tanh."
     def __init__(self, in_ch=3, z_ch=4, ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32):
@@ -59,7 +59,7 @@ class Decoder(nn.Module):
         for block in self.up: h = block(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
-# %% ../nbs/04_autoencoder.ipynb #04e28b95
+# %% ../nbs/04_autoencoder.ipynb #2554021c
 @dataclass
 class Gaussian:
     "A diagonal Gaussian over latents, one for each picture."
@@ -77,7 +77,7 @@ class Gaussian:
     def kl(self) -> torch.Tensor: # (b,) nats: KL to the standard normal, summed over the latent
         return .5*(self.mean**2 + self.logvar.exp() - 1 - self.logvar).sum((1, 2, 3))
 
-# %% ../nbs/04_autoencoder.ipynb #be84aed6
+# %% ../nbs/04_autoencoder.ipynb #39022a7c
 class Autoencoder(nn.Module):
     "The first stage with a KL regulariser (§3.1). Sides of x must be divisible by `f`."
     def __init__(self, z_ch: int = 4, # channels of the latent
@@ -124,7 +124,7 @@ class Autoencoder(nn.Module):
         g = self.posterior(x)
         return self.decode_raw(g.sample(eps)), g
 
-# %% ../nbs/04_autoencoder.ipynb #2ad7c1d9
+# %% ../nbs/04_autoencoder.ipynb #793a3a78
 @torch.no_grad()
 def measure_scale(ae: Autoencoder, # its buffers are overwritten
                   batches # iterable of (b, 3, h, w): some hundreds of pictures in all
@@ -137,7 +137,7 @@ def measure_scale(ae: Autoencoder, # its buffers are overwritten
     ae.latent_scale.copy_(1/raw.std(1)[:, None, None].clamp(min=1e-6))
     return ae
 
-# %% ../nbs/04_autoencoder.ipynb #7f67eae1
+# %% ../nbs/04_autoencoder.ipynb #55679f77
 def save_autoencoder(ae: Autoencoder, folder: str | Path, dtype: torch.dtype | None = None, # store in this type
                      **extra # more entries of config.json, e.g. a model card
     ) -> Path: # the folder

@@ -11,7 +11,7 @@ __all__ = ['TIMES', 'SEASONS', 'HOUSES', 'CLASSES', 'ATTRIBUTES', 'SKY', 'LIGHT'
            'cache_folder', 'render_all', 'photo', 'Photographs', 'to_rgb', 'fit', 'ImageFolder', 'TorchvisionImages',
            'random_mask', 'brush', 'downsample', 'degrade']
 
-# %% ../nbs/01_data.ipynb #37839f7f
+# %% ../nbs/01_data.ipynb #08d0b5cb
 import hashlib, json, os, re, warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from PIL import Image
 from .files import atomic_path, writable_folder
 
-# %% ../nbs/01_data.ipynb #83f36b13
+# %% ../nbs/01_data.ipynb #4d7c83f1
 TIMES = ('dawn', 'noon', 'dusk', 'night')
 SEASONS = ('spring', 'summer', 'autumn', 'winter')
 HOUSES = ('none', 'red', 'yellow', 'blue', 'white')
 CLASSES = ('sky', 'sun', 'moon', 'cloud', 'mountain', 'ground', 'lake', 'tree', 'house')
 ATTRIBUTES = dict(time=TIMES, season=SEASONS, house=HOUSES, trees=(0, 1, 2, 3, 4), mountains=(False, True), clouds=(False, True), lake=(False, True))
 
-# %% ../nbs/01_data.ipynb #c86fa619
+# %% ../nbs/01_data.ipynb #4513443c
 @dataclass(frozen=True)
 class Scene:
     "A postcard before it is drawn. Positions and sizes are fractions of the picture's side."
@@ -54,7 +54,7 @@ class Scene:
         "What the reader reads and captions speak of."
         return {k: len(self.trees) if k == 'trees' else getattr(self, k) for k in ATTRIBUTES}
 
-# %% ../nbs/01_data.ipynb #b345d240
+# %% ../nbs/01_data.ipynb #eb6e8f0e
 def random_scene(rng: np.random.Generator, # where the randomness comes from
                  **fixed # attributes to hold, e.g. `time='night'`
     ) -> Scene: # drawn from the prior: every attribute independent
@@ -71,7 +71,7 @@ def random_scene(rng: np.random.Generator, # where the randomness comes from
     return Scene(**a, trees=tuple(sorted(trees, key=lambda t: t[1])), house_at=house_at, ground=(u(.46, .58), u(.0, .06), u(0, 1)),
                  sky=(u(.12, .88), u(0, 1), u(0, 1)), lake_at=(u(.25, .75), u(.2, .34)), texture=int(rng.integers(2**31)))
 
-# %% ../nbs/01_data.ipynb #ecbf202d
+# %% ../nbs/01_data.ipynb #1c3c2d38
 def disc(u, v, x, y, rx, ry=None):
     "Signed distance (approximate for ellipses) to a disc about (x, y)."
     ry = ry or rx
@@ -86,7 +86,7 @@ def peak(u, v, x, top, base, half):
     slope = half/(base - top)
     return np.maximum((np.abs(u - x) - slope*(v - top))/np.hypot(1, slope), v - base)
 
-# %% ../nbs/01_data.ipynb #4fc9da42
+# %% ../nbs/01_data.ipynb #75eec860
 class Canvas:
     "A square picture with the per-pixel class of what was painted last, and the boxes of what was named."
     def __init__(self, size: int): # pixels a side
@@ -104,7 +104,7 @@ class Canvas:
     def box(self, cls: str, x0, y0, x1, y1): # in fractions of the side, clipped to the picture
         self.boxes.append([CLASSES.index(cls), *np.clip([x0, y0, x1, y1], 0, 1)])
 
-# %% ../nbs/01_data.ipynb #d65c5a44
+# %% ../nbs/01_data.ipynb #33304317
 def value_noise(rng: np.random.Generator, u, v, # (h, w) coordinates in [0, 1)
                 cells: int # lattice cells a side
     ): # (h, w), zero mean, about unit size
@@ -114,7 +114,7 @@ def value_noise(rng: np.random.Generator, u, v, # (h, w) coordinates in [0, 1)
     a, b = v*cells - i, u*cells - j
     return (1-a)*((1-b)*g[i, j] + b*g[i, j+1]) + a*((1-b)*g[i+1, j] + b*g[i+1, j+1])
 
-# %% ../nbs/01_data.ipynb #88303ceb
+# %% ../nbs/01_data.ipynb #f5008d79
 SKY = dict(dawn=((.56, .66, .86), (.99, .82, .80)), noon=((.22, .50, .90), (.72, .88, .98)),
            dusk=((.36, .20, .46), (.99, .54, .20)), night=((.02, .03, .11), (.10, .13, .30)))
 LIGHT = dict(dawn=(.95, .86, .90), noon=(1., 1., 1.), dusk=(.88, .64, .50), night=(.34, .39, .60))
@@ -125,7 +125,7 @@ LITTER = dict(spring=(.98, .60, .80), summer=(.40, .66, .22), autumn=(.80, .28, 
 WALL = dict(red=(.80, .15, .13), yellow=(.97, .83, .20), blue=(.18, .36, .82), white=(.97, .96, .92))
 ROUGH = np.array([.004, 0, .02, .015, .03, .035, .015, .05, .02]) # how much texture each of `CLASSES` has
 
-# %% ../nbs/01_data.ipynb #e99bce3a
+# %% ../nbs/01_data.ipynb #9d3c3b22
 def draw_sky(c: Canvas, s: Scene):
     "Gradient, stars, sun or moon, clouds, mountains."
     top, bottom = (np.array(k) for k in SKY[s.time])
@@ -145,7 +145,7 @@ def draw_sky(c: Canvas, s: Scene):
     if s.clouds: draw_clouds(c, cloud_x, np.array((1, 1, 1))*light*.75 + bottom*.25)
     if s.mountains: draw_mountains(c, s, hill_x, light, bottom)
 
-# %% ../nbs/01_data.ipynb #abfc01ab
+# %% ../nbs/01_data.ipynb #d0700266
 def draw_clouds(c: Canvas, x: float, colour):
     "Two clouds of three puffs each; they move with x and wrap around."
     for k, y in ((0, .12), (.5, .22)):
@@ -163,7 +163,7 @@ def draw_mountains(c: Canvas, s: Scene, x: float, light, haze):
         c.paint(peak(c.u, c.v, cx, base - h, base - .68*h, w*.32), np.array((.95, .96, 1))*light)
         c.box('mountain', cx - w, base - h, cx + w, base)
 
-# %% ../nbs/01_data.ipynb #e2d9ff5e
+# %% ../nbs/01_data.ipynb #5d59ab22
 def surface(s: Scene, x): # height of the ground at x
     "The horizon with its hill."
     horizon, hill, phase = s.ground
@@ -182,7 +182,7 @@ def draw_ground(c: Canvas, s: Scene, rng: np.random.Generator):
         c.paint(disc(c.u, c.v, x, .89, half, .07), water*(1 + .05*np.sin(c.v*180))[..., None], 'lake')
         c.box('lake', x - half - .015, .89 - .085, x + half + .015, .89 + .085)
 
-# %% ../nbs/01_data.ipynb #f3ddad9a
+# %% ../nbs/01_data.ipynb #85c8a4a6
 def draw_tree(c: Canvas, s: Scene, x, depth, height, pine):
     "A pine of three tiers, or a trunk with a crown of four puffs."
     light, y = np.array(LIGHT[s.time]), surface(s, x) + .03 + .2*depth
@@ -197,7 +197,7 @@ def draw_tree(c: Canvas, s: Scene, x, depth, height, pine):
             c.paint(disc(c.u, c.v, x + dx*h, y - dy*h, r*h), leaf*k, 'tree')
     c.box('tree', x - half, y - h, x + half, y)
 
-# %% ../nbs/01_data.ipynb #094ee1d2
+# %% ../nbs/01_data.ipynb #460947ae
 def draw_house(c: Canvas, s: Scene):
     "Walls, roof, door and two windows, lit after dark."
     x, depth, w = s.house_at
@@ -210,7 +210,7 @@ def draw_house(c: Canvas, s: Scene):
     for dx in (-.28, .28): c.paint(rect(c.u, c.v, x + (dx - .10)*w, y - .72*wall_h, x + (dx + .10)*w, y - .40*wall_h), pane)
     c.box('house', x - .6*w, y - wall_h - roof_h, x + .6*w, y)
 
-# %% ../nbs/01_data.ipynb #49e6a955
+# %% ../nbs/01_data.ipynb #c6a2325d
 GRAIN = .012 # standard deviation, for pixels in [0, 1]
 
 def render(scene: Scene, size: int = 64 # pixels a side, at least 8
@@ -226,7 +226,7 @@ def render(scene: Scene, size: int = 64 # pixels a side, at least 8
     image = c.image*(1 + ROUGH[c.map]*bumps)[..., None] + GRAIN*rng.standard_normal(c.image.shape)
     return dict(image=(image.clip(0, 1)*255).round().astype(np.uint8), map=c.map, boxes=np.array(c.boxes, np.float32).reshape(-1, 5))
 
-# %% ../nbs/01_data.ipynb #15c8b7ce
+# %% ../nbs/01_data.ipynb #2ecb4657
 TIME_WORDS = dict(dawn=('dawn', 'sunrise'), noon=('noon', 'midday'), dusk=('dusk', 'sunset'), night=('night', 'stars'))
 SEASON_WORDS = dict(spring=('spring', 'blossoming'), summer=('summer', 'green'), autumn=('autumn', 'golden'), winter=('winter', 'snowy'))
 NUMBERS = ('no', 'one', 'two', 'three', 'four')
@@ -235,7 +235,7 @@ def listing(parts: list) -> str:
     "'a', 'a and b', 'a, b and c'."
     return ' and '.join([', '.join(parts[:-1])]*(len(parts) > 1) + parts[-1:])
 
-# %% ../nbs/01_data.ipynb #c5d0a5ef
+# %% ../nbs/01_data.ipynb #27aff24a
 def caption(scene: Scene, # what to speak of
             rng: np.random.Generator # chooses the phrasing and what is left out
     ) -> str: # one sentence, lower case
@@ -250,7 +250,7 @@ def caption(scene: Scene, # what to speak of
         if say(.5 if there else .1): more.append(what if there else 'no ' + what.removeprefix('a '))
     return pick((on_a_hill, a_landscape, as_tags))(time, season, house, [more[i] for i in rng.permutation(len(more))])
 
-# %% ../nbs/01_data.ipynb #a5655321
+# %% ../nbs/01_data.ipynb #c9facd8d
 def on_a_hill(time, season, house, more):
     "a red house on a snowy hill at night, with two trees and a lake"
     place = f'a {season} hill'.replace('  ', ' ') if season != 'autumn' else 'an autumn hill'
@@ -270,7 +270,7 @@ def as_tags(time, season, house, more):
     "night, winter, red house, two trees, lake"
     return ', '.join(p.removeprefix('a ') for p in (time, season, house, *more) if p) or 'a postcard'
 
-# %% ../nbs/01_data.ipynb #59290f7e
+# %% ../nbs/01_data.ipynb #f3b80f88
 def asked(caption: str # any sentence
     ) -> dict: # attribute -> the value asked for; house='any' where no colour is named; what is not said is not there
     "Read a caption back into what it asks for."
@@ -286,7 +286,7 @@ def asked(caption: str # any sentence
         if m := re.search(rf'\b(no |without |without a )?{word}\b', text): out[key] = not m[1]
     return out
 
-# %% ../nbs/01_data.ipynb #0b05cd55
+# %% ../nbs/01_data.ipynb #5accf8df
 def to_float(image: np.ndarray | torch.Tensor # 8-bit: an array (..., h, w, 3), or a tensor (..., 3, h, w)
     ) -> torch.Tensor: # (..., 3, h, w) float32 in [-1, 1]
     "From 8-bit pixels."
@@ -298,7 +298,7 @@ def to_uint8(x: torch.Tensor # (..., 3, h, w) in [-1, 1]; what is outside is cli
     "To 8-bit pixels."
     return np.moveaxis(((x.detach().float().cpu().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8).numpy(), -3, -1)
 
-# %% ../nbs/01_data.ipynb #e4616d43
+# %% ../nbs/01_data.ipynb #76d66a9f
 class Postcards:
     "Drawn landscapes with caption, class, boxes and map. Item i depends on `seed` and i alone."
     def __init__(self, n: int = 10_000, # how many
@@ -320,7 +320,7 @@ class Postcards:
         return dict(image=to_float(r['image']), caption=self.caption(i % self.n), label=scene.label, boxes=torch.from_numpy(r['boxes']),
                     map=torch.from_numpy(r['map']), scene=scene)
 
-# %% ../nbs/01_data.ipynb #8354ae38
+# %% ../nbs/01_data.ipynb #5b9d306a
 def show_images(x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
                 captions: list | None = None, # written beneath
                 ncol: int = 8, # pictures a row
@@ -346,7 +346,7 @@ def show_images(x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
     fig.subplots_adjust(left=.01, right=.99, top=1 - (head + .01*side)/height, bottom=(pitch - .98*side)/height, wspace=.03, hspace=pitch/(.97*side) - 1)
     return fig
 
-# %% ../nbs/01_data.ipynb #8ef0fbfb
+# %% ../nbs/01_data.ipynb #14067bd1
 BLOCK = 500
 
 def cache_folder() -> Path: # $LDM_NB_CACHE, else ~/.cache/ldm_nb
@@ -368,7 +368,7 @@ def _draw(todo: list, workers: int): # the arguments of `_block`, one tuple a bl
         except BrokenProcessPool: warnings.warn('no other processes could draw; drawing in this one, which takes longer')
     return list(map(_block, todo))
 
-# %% ../nbs/01_data.ipynb #c07cfd40
+# %% ../nbs/01_data.ipynb #d6703f8e
 def render_all(ds: Postcards, # what to draw
                workers: int | None = None, # processes; None: as many as there are cores
                cache: Path | None = None # folder; None: `cache_folder()`
@@ -387,7 +387,7 @@ def render_all(ds: Postcards, # what to draw
     return dict(image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), map=torch.from_numpy(seg), label=torch.tensor([s.label for s in scenes]),
                 attributes=atts, caption=[ds.caption(i) for i in range(ds.n)])
 
-# %% ../nbs/01_data.ipynb #6a57a727
+# %% ../nbs/01_data.ipynb #feb18b9b
 TRAIN_PHOTOS = ('astronaut.png', 'chelsea.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'ihc.png', 'retina.jpg',
                 'hubble_deep_field.jpg', 'flower.jpg')
 HELD_OUT_PHOTOS = ('coffee.png', 'china.jpg')
@@ -400,7 +400,7 @@ def photo(name: str # one of `TRAIN_PHOTOS` or `HELD_OUT_PHOTOS`
     folder = Path(sklearn.datasets.__file__).parent/'images' if name in ('flower.jpg', 'china.jpg') else Path(skimage.__file__).parent/'data'
     return Image.open(folder/name).convert('RGB')
 
-# %% ../nbs/01_data.ipynb #19cb16f0
+# %% ../nbs/01_data.ipynb #2d0b07c8
 class Photographs:
     "Random crops of real photographs. Item i depends on `seed` and i alone."
     def __init__(self, n: int = 10_000, # how many crops
@@ -422,7 +422,7 @@ class Photographs:
         im = im.resize((self.size, self.size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
         return dict(image=to_float(np.asarray(im)[:, ::(-1)**int(rng.integers(2))].copy()))
 
-# %% ../nbs/01_data.ipynb #6076dc0e
+# %% ../nbs/01_data.ipynb #94b21d68
 def to_rgb(im: Image.Image # any mode
     ) -> Image.Image: # RGB, 8 bits; transparency lies on white; 16-bit grey is scaled, not cut
     "Make any picture an RGB picture."
@@ -441,7 +441,7 @@ def fit(im: Image.Image, size: int # pixels a side
     s = min(w, h)
     return im.resize((size, size), Image.Resampling.LANCZOS, box=((w-s)/2, (h-s)/2, (w+s)/2, (h+s)/2))
 
-# %% ../nbs/01_data.ipynb #7bdb2af6
+# %% ../nbs/01_data.ipynb #3024c24f
 def _scan(folder: Path) -> tuple[list, list]: # files that Pillow opens, files that it does not
     "Look at every file in a folder and its sub-folders."
     images, others = [], []
@@ -464,7 +464,7 @@ def _captions(folder: Path) -> dict: # file name -> caption; empty where there i
         out[name] = text
     return out
 
-# %% ../nbs/01_data.ipynb #c08efdbc
+# %% ../nbs/01_data.ipynb #17e579a5
 class ImageFolder:
     "A folder of images: class folders, or captions in metadata.jsonl, or neither. Files that are no image are skipped, named and counted."
     def __init__(self, path: str | Path, # searched through all its sub-folders
@@ -493,7 +493,7 @@ class ImageFolder:
         if str(rel) in self.captions: out['caption'] = self.captions[str(rel)]
         return out
 
-# %% ../nbs/01_data.ipynb #450f8c86
+# %% ../nbs/01_data.ipynb #f13209a9
 class TorchvisionImages:
     "A torchvision data set by name, e.g. 'CIFAR10': image and label. Raises `ValueError` or `FileNotFoundError`."
     def __init__(self, name: str, # a class of torchvision.datasets
@@ -517,7 +517,7 @@ class TorchvisionImages:
         im, label = self.data[i][:2]
         return dict(image=to_float(np.asarray(fit(to_rgb(im), self.size)).copy()), label=label)
 
-# %% ../nbs/01_data.ipynb #1b4c605d
+# %% ../nbs/01_data.ipynb #345ad53c
 MASKS = ('box', 'stroke', 'half', 'wide', 'thin')
 
 def random_mask(rng: np.random.Generator, # where the randomness comes from
@@ -537,7 +537,7 @@ def random_mask(rng: np.random.Generator, # where the randomness comes from
     else: d = brush(rng, c.u, c.v, *dict(stroke=(3, .05), wide=(3, .10), thin=(6, .02))[kind])
     return torch.from_numpy((d <= 0)[None].astype(np.float32))
 
-# %% ../nbs/01_data.ipynb #ead8c6fb
+# %% ../nbs/01_data.ipynb #fbd373d5
 def brush(rng: np.random.Generator, u, v, strokes: int, radius: float): # (h, w) signed distance
     "Signed distance to a few random poly-lines drawn with a round brush."
     d = np.full_like(u, np.inf)
@@ -548,7 +548,7 @@ def brush(rng: np.random.Generator, u, v, strokes: int, radius: float): # (h, w)
             d = np.minimum(d, np.hypot(u - x0 - t*(x1-x0), v - y0 - t*(y1-y0)) - radius)
     return d
 
-# %% ../nbs/01_data.ipynb #3144f948
+# %% ../nbs/01_data.ipynb #63b40cab
 def downsample(x: torch.Tensor, # (b, c, h, w), sides divisible by factor
                factor: int = 4 # how many times smaller
     ) -> torch.Tensor: # (b, c, h/factor, w/factor)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['zero', 'norm', 'Down', 'Up', 'ResBlock', 'SelfAttention', 'timestep_embedding', 'TimeMLP']
 
-# %% ../nbs/03_layers.ipynb #a69b1fcc
+# %% ../nbs/03_layers.ipynb #41496ec3
 import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-# %% ../nbs/03_layers.ipynb #5a469f4b
+# %% ../nbs/03_layers.ipynb #073a917d
 def zero(module: nn.Module # any layer
     ) -> nn.Module: # the same layer, all its parameters 0
     "Initialise at zero, so that the branch it ends adds nothing at first."
@@ -27,7 +27,7 @@ def norm(ch: int, # channels
     if ch % groups: raise ValueError(f'{groups} groups do not divide {ch} channels; choose channels that are a multiple of {groups}, or fewer groups')
     return nn.GroupNorm(groups, ch, eps=eps)
 
-# %% ../nbs/03_layers.ipynb #5eeb430c
+# %% ../nbs/03_layers.ipynb #5bc4e160
 class Down(nn.Module):
     "Halve h and w with a 3x3 convolution of stride 2."
     def __init__(self, ch: int, # channels, in and out
@@ -47,7 +47,7 @@ class Up(nn.Module):
     def forward(self, h): # b c h w -> b c 2h 2w
         return self.conv(F.interpolate(h, scale_factor=2, mode='nearest'))
 
-# %% ../nbs/03_layers.ipynb #f86c9703
+# %% ../nbs/03_layers.ipynb #d3b3d59c
 class ResBlock(nn.Module):
     "norm, SiLU, conv; time; norm, SiLU, dropout, conv (zero at first); plus the input."
     def __init__(self, ch_in: int, # channels of the input
@@ -81,7 +81,7 @@ class ResBlock(nn.Module):
         else: r = self.norm2(r + e)
         return self.skip(self._resize(h)) + self.conv2(self.drop(F.silu(r)))
 
-# %% ../nbs/03_layers.ipynb #ff98207e
+# %% ../nbs/03_layers.ipynb #8f0a568f
 class SelfAttention(nn.Module):
     "Attention among the pixels of a feature map, around a shortcut. Costs (h w)^2: for coarse levels only."
     def __init__(self, ch: int, # channels, a multiple of `heads`
@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
         x = rearrange(F.scaled_dot_product_attention(q, k, v), 'b heads n d -> b n (heads d)')
         return h + rearrange(self.out(x), 'b (h w) c -> b c h w', h=h.shape[2])
 
-# %% ../nbs/03_layers.ipynb #0c56791f
+# %% ../nbs/03_layers.ipynb #55c42ec9
 def timestep_embedding(t: torch.Tensor, # (b,) steps, may be fractional
                        dim: int, # even
                        max_period: float = 10000. # the slowest clock turns once in 2 pi times this many steps
@@ -110,7 +110,7 @@ def timestep_embedding(t: torch.Tensor, # (b,) steps, may be fractional
     angle = t.float()[:, None]*omega
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
-# %% ../nbs/03_layers.ipynb #10f39141
+# %% ../nbs/03_layers.ipynb #e7c7c6a2
 class TimeMLP(nn.Module):
     "From steps to the vector every ResBlock of a UNet is told: sinusoids, Linear, SiLU, Linear."
     def __init__(self, ch: int): # model channels; the embedding is four times as wide

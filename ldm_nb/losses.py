@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['FirstStageLoss', 'FeatureDistance']
 
-# %% ../nbs/05_losses.ipynb #d3542941
+# %% ../nbs/05_losses.ipynb #8c031ab0
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .autoencoder import Autoencoder
 
-# %% ../nbs/05_losses.ipynb #227aff2b
+# %% ../nbs/05_losses.ipynb #9acd88bf
 class FirstStageLoss:
     "Mean absolute error, plus the KL term, plus a perceptual distance if one is given (§3.1)."
     def __init__(self, kl_weight: float = 1e-4, # of KL/(number of pixel values); the published convention is 1e-6
@@ -31,7 +31,7 @@ class FirstStageLoss:
         if self.perceptual: loss = loss + self.perceptual_weight*self.perceptual(x, y).mean()
         return loss
 
-# %% ../nbs/05_losses.ipynb #b97174b1
+# %% ../nbs/05_losses.ipynb #697eaa8b
 class FeatureDistance(nn.Module):
     "Perceptual distance over a network's feature maps, the form of LPIPS with equal weights. Raises `ValueError` for unequal shapes."
     def __init__(self, features): # x (b, 3, h, w) -> list of feature maps; not trained through

@@ -6,7 +6,7 @@
 __all__ = ['stage', 'Reader', 'damage', 'reader_loss', 'read', 'verdicts', 'caption_accuracy', 'save_reader', 'load_reader',
            'reader_accuracy']
 
-# %% ../nbs/02_reader.ipynb #bd3f8e98
+# %% ../nbs/02_reader.ipynb #bcad5cea
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -14,14 +14,14 @@ from torch import nn
 from .data import ATTRIBUTES, CLASSES, asked
 from .files import find_pretrained, load_into, load_model, save_model
 
-# %% ../nbs/02_reader.ipynb #843fff83
+# %% ../nbs/02_reader.ipynb #5998f225
 def stage(ch_in: int, ch_out: int, stride: int = 2) -> nn.Sequential: # b ch_in h w -> b ch_out h/stride w/stride
     "Two 3x3 convolutions, each with group norm and SiLU."
     layers = []
     for i, s in ((ch_in, stride), (ch_out, 1)): layers += [nn.Conv2d(i, ch_out, 3, stride=s, padding=1), nn.GroupNorm(8, ch_out), nn.SiLU()]
     return nn.Sequential(*layers)
 
-# %% ../nbs/02_reader.ipynb #7b67144a
+# %% ../nbs/02_reader.ipynb #2acbb17d
 class Reader(nn.Module):
     "Attributes and a semantic map from postcards of 64x64 pixels (any sides divisible by 16 run)."
     def __init__(self, widths: tuple = (16, 32, 48, 80, 112)): # channels of the stages, fine to coarse
@@ -57,7 +57,7 @@ class Reader(nn.Module):
 
     def forward(self, x): return self.attributes(x), self.segment(x)
 
-# %% ../nbs/02_reader.ipynb #6013a666
+# %% ../nbs/02_reader.ipynb #b2528995
 def damage(x: torch.Tensor, # (b, 3, h, w) in [-1, 1]
            rng: torch.Generator # where the randomness comes from
     ) -> torch.Tensor: # the same shape
@@ -74,7 +74,7 @@ def reader_loss(reader: Reader, batch: dict, # image, map, attributes, as `rende
     atts, seg = reader(damage(batch['image'].float()/127.5 - 1, rng))
     return sum(F.cross_entropy(atts[k].float(), v) for k, v in batch['attributes'].items()) + F.cross_entropy(seg.float(), batch['map'].long())
 
-# %% ../nbs/02_reader.ipynb #63c9a673
+# %% ../nbs/02_reader.ipynb #565c32c8
 @torch.no_grad()
 def read(reader: Reader, # in evaluation mode or not: it has no dropout
          x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
@@ -87,7 +87,7 @@ def read(reader: Reader, # in evaluation mode or not: it has no dropout
         out += [{k: ATTRIBUTES[k][i[j]] for k, i in best.items()} for j in range(len(part))]
     return out
 
-# %% ../nbs/02_reader.ipynb #365fcd23
+# %% ../nbs/02_reader.ipynb #48988a13
 def verdicts(seen: dict, # attribute -> value, as `read` gives it
              want: dict # attribute -> value asked for, as `asked` gives it
     ) -> dict: # question -> bool; 'house colour' and 'house absent' are two questions
@@ -110,7 +110,7 @@ def caption_accuracy(reader: Reader, x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
     tally['all'] = [v for r in rows for v in r.values()]
     return {k: (sum(v)/max(1, len(v)), len(v)) for k, v in tally.items()}
 
-# %% ../nbs/02_reader.ipynb #df947f58
+# %% ../nbs/02_reader.ipynb #2a85a5a4
 def save_reader(reader: Reader, folder: str | Path, # made if it is not there
                 dtype: torch.dtype | None = None, # store in this type
                 **extra # more entries of config.json, e.g. a model card
@@ -130,7 +130,7 @@ def load_reader(name: str | Path = 'reader' # a name in data/pretrained, or a fo
         raise ValueError(f'{folder}/config.json does not describe a reader ({type(e).__name__}: {e}). Copy it again from where it came.') from e
     return load_into(reader, tensors, str(folder)).eval()
 
-# %% ../nbs/02_reader.ipynb #289cfb7b
+# %% ../nbs/02_reader.ipynb #40a67d3f
 @torch.no_grad()
 def reader_accuracy(reader: Reader, data: dict, # as `render_all` gives it
                     batch_size: int = 128 # pictures at a time
