@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'CrossAttention', 'GEGLU', 'TransformerBlock', 'SpatialTra
            'train_tokenizer', 'load_vocab', 'Tokenizer', 'drop_some', 'TextLayer', 'TextEmbedder', 'ClassEmbedder',
            'guide']
 
-# %% ../nbs/08_conditioning.ipynb #67985b9d
+# %% ../nbs/08_conditioning.ipynb #a7ad6ace
 import warnings
 from collections import Counter
 from functools import cached_property
@@ -21,7 +21,7 @@ from torch import nn
 from .layers import norm, zero
 from .unet import Cond, UNet, cat_cond
 
-# %% ../nbs/08_conditioning.ipynb #d15a28cc
+# %% ../nbs/08_conditioning.ipynb #5fa8ed45
 class CrossAttention(nn.Module):
     "Each query token takes a weighted mean of what the context tokens have to say."
     def __init__(self, ch: int, # width of the queries and of the output
@@ -40,7 +40,7 @@ class CrossAttention(nn.Module):
         q, k, v = (rearrange(y, 'b n (heads d) -> b heads n d', heads=self.heads) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), 'b heads n d -> b n (heads d)'))
 
-# %% ../nbs/08_conditioning.ipynb #4b01083a
+# %% ../nbs/08_conditioning.ipynb #c20462a6
 class GEGLU(nn.Module):
     "Feed-forward of every token alone: one half of a wide layer gates the other, then back."
     def __init__(self, ch: int): # width of the tokens; four times as wide inside
@@ -65,7 +65,7 @@ class TransformerBlock(nn.Module):
         x = x + self.cross_attn(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
-# %% ../nbs/08_conditioning.ipynb #8a3f27bf
+# %% ../nbs/08_conditioning.ipynb #98558a8f
 class SpatialTransformer(nn.Module):
     "Transformer blocks over the pixels of a feature map, around a shortcut. Fresh, it is the identity."
     def __init__(self, ch: int, # channels, a multiple of `heads`
@@ -83,7 +83,7 @@ class SpatialTransformer(nn.Module):
         for block in self.blocks: x = block(x, context)
         return h + self.proj_out(rearrange(x, 'b (h w) c -> b c h w', h=h.shape[2]))
 
-# %% ../nbs/08_conditioning.ipynb #ce76f327
+# %% ../nbs/08_conditioning.ipynb #86fdbf7c
 def conditional_unet(context_dim: int, # width of the context tokens
                      heads: int = 4, # of every attention
                      head_ch: int | None = None, # width of a head, which then decides how many heads there are
@@ -96,7 +96,7 @@ def conditional_unet(context_dim: int, # width of the context tokens
     net.config |= dict(heads=heads, head_ch=head_ch, depth=depth)
     return net
 
-# %% ../nbs/08_conditioning.ipynb #157348e8
+# %% ../nbs/08_conditioning.ipynb #38b7dbad
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 def words(text: str) -> list: # of str: lower-case words and single punctuation marks
@@ -122,7 +122,7 @@ def load_vocab(path: str | Path # one token a line
         raise ValueError(f'{path} is no vocabulary: one token a line, each once, {" ".join(SPECIAL)} among them')
     return vocab
 
-# %% ../nbs/08_conditioning.ipynb #d9708ecb
+# %% ../nbs/08_conditioning.ipynb #74ce597e
 class Tokenizer:
     "Captions to ids: WordPiece, lower case, [CLS] ... [SEP], padded to one length."
     def __init__(self, vocab: list, # of str, `SPECIAL` among them; the place in the list is the id
@@ -149,7 +149,7 @@ class Tokenizer:
             raise ValueError(f'a caption of {len(enc.ids)} tokens, where {room} fit; cut it at the bar at the latest: "{caption[:cut]}|{caption[cut:]}"')
         return [self.ids['[CLS]'], *enc.ids, self.ids['[SEP]']] + [self.ids['[PAD]']]*(room - len(enc.ids))
 
-# %% ../nbs/08_conditioning.ipynb #0a730931
+# %% ../nbs/08_conditioning.ipynb #5b61c8fa
 def drop_some(y: torch.Tensor, # (b, ...) ids
               null: torch.Tensor | int, # ids of "nothing said", broadcast to an item
               p: float, # probability, for each item on its own
@@ -159,7 +159,7 @@ def drop_some(y: torch.Tensor, # (b, ...) ids
     gone = torch.rand(len(y), generator=generator, device=generator.device if generator else None) < p
     return torch.where(gone.to(y.device).view(-1, *[1]*(y.ndim - 1)), null, y)
 
-# %% ../nbs/08_conditioning.ipynb #60129aa6
+# %% ../nbs/08_conditioning.ipynb #99975ce6
 class TextLayer(nn.Module):
     "Pre-norm self-attention, then a feed-forward with GELU. Fresh, it is the identity."
     def __init__(self, dim: int, # width of the tokens
@@ -174,7 +174,7 @@ class TextLayer(nn.Module):
         x = x + self.attn(self.norm1(x))
         return x + self.ff(self.norm2(x))
 
-# %% ../nbs/08_conditioning.ipynb #95a8b2d8
+# %% ../nbs/08_conditioning.ipynb #f3c90b2b
 class TextEmbedder(nn.Module):
     "A small transformer over the tokens of a caption, trained along with the UNet. Owns the null condition and its dropout."
     def __init__(self, vocab: list, # of str; see `load_vocab`
@@ -220,7 +220,7 @@ class TextEmbedder(nn.Module):
         ids = ids.to(self.nothing.device)
         return self.encode(drop_some(ids, self.nothing, self.drop, drop_generator) if self.training else ids)
 
-# %% ../nbs/08_conditioning.ipynb #2b1363c5
+# %% ../nbs/08_conditioning.ipynb #4285e992
 class ClassEmbedder(nn.Module):
     "One learnt token for each class, and one for none."
     def __init__(self, n_classes: int, # ids are 0 ... n_classes-1; n_classes is the null id
@@ -242,7 +242,7 @@ class ClassEmbedder(nn.Module):
         y = drop_some(y, self.n_classes, self.drop, drop_generator) if self.training else y
         return Cond(context=self.table(y.to(self.table.weight.device))[:, None])
 
-# %% ../nbs/08_conditioning.ipynb #31458266
+# %% ../nbs/08_conditioning.ipynb #dec7fe74
 def guide(denoise: Callable, # (z, sigma, c) -> z0_hat
           c: Cond, # what is asked, a batch
           null: Cond, # nothing asked, a batch of the same size

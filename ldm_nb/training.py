@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['seed_of', 'generator', 'batch_indices', 'EMA', 'one_cycle', 'pick_device', 'has_fast_bf16', 'Trainer']
 
-# %% ../nbs/10_training.ipynb #05a2e4c2
+# %% ../nbs/10_training.ipynb #aa140468
 import math, time
 from pathlib import Path
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from .files import atomic_path, writable_folder
 
-# %% ../nbs/10_training.ipynb #0377209d
+# %% ../nbs/10_training.ipynb #53dc9229
 def seed_of(*key: int # e.g. the run's seed, a purpose, a step: all non-negative
     ) -> int: # 63 bits
     "One seed from several numbers; keys that differ anywhere give unrelated seeds. Raises `ValueError` for a negative one."
@@ -24,7 +24,7 @@ def generator(*key: int) -> torch.Generator: # on the CPU
     "A random stream of its own for this key."
     return torch.Generator().manual_seed(seed_of(*key))
 
-# %% ../nbs/10_training.ipynb #c9a71bb4
+# %% ../nbs/10_training.ipynb #ae80d30b
 def batch_indices(n: int, # pictures in the data set
                   batch_size: int, # of them a step
                   seed: int, # of the run
@@ -40,7 +40,7 @@ def batch_indices(n: int, # pictures in the data set
         at, batch_size = at + len(piece), batch_size - len(piece)
     return torch.cat(out)
 
-# %% ../nbs/10_training.ipynb #66c07510
+# %% ../nbs/10_training.ipynb #1ac8f121
 class EMA:
     "Exponential moving average of a model's floating-point state, with the published warm-up."
     def __init__(self, model: nn.Module, # copied
@@ -56,7 +56,7 @@ class EMA:
             if v.is_floating_point(): self.state[k].lerp_(v, 1 - d)
             else: self.state[k].copy_(v)
 
-# %% ../nbs/10_training.ipynb #c2605104
+# %% ../nbs/10_training.ipynb #05b5463c
 def one_cycle(step: int, steps: int, # the current step and how many there will be
               warmup: float = .05 # share of the steps in which the rate rises
     ) -> float: # factor in (0, 1]
@@ -64,7 +64,7 @@ def one_cycle(step: int, steps: int, # the current step and how many there will 
     rise = max(1, round(steps*warmup))
     return (step + 1)/rise if step < rise else .5*(1 + math.cos(math.pi*(step - rise)/max(1, steps - rise)))
 
-# %% ../nbs/10_training.ipynb #5239a3a0
+# %% ../nbs/10_training.ipynb #569a26ab
 def pick_device(name: str | torch.device | None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     ) -> torch.device:
     "The device to use. Raises `ValueError` if it is not there."
@@ -79,7 +79,7 @@ def has_fast_bf16(device: torch.device) -> bool: # whether bfloat16 pays
     if device.type == 'cuda': return torch.cuda.is_bf16_supported()
     return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, '_is_avx512_bf16_supported') else False)
 
-# %% ../nbs/10_training.ipynb #07cb9ad7
+# %% ../nbs/10_training.ipynb #bccd4cba
 class Trainer:
     "Adam, gradient clipping, EMA, autocast and checkpoints around any model, loss and source of batches."
     def __init__(self, model: nn.Module, # trained in place
