@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDERS', 'ItemNoise', 'LatentDiffusion', 'build', 'first_stage_tensors', 'shared_first_stage']
 
-# %% ../nbs/11_core.ipynb #ffff0234
+# %% ../nbs/11_core.ipynb #33f6a979
 from pathlib import Path
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from .samplers import SAMPLERS, sampling_sigmas
 from .training import generator
 from .unet import UNet
 
-# %% ../nbs/11_core.ipynb #58763721
+# %% ../nbs/11_core.ipynb #b4f074ce
 class ItemNoise:
     "Unit noise for a batch, each item from its own stream."
     def __init__(self, seed: int, # of the whole sample
@@ -28,7 +28,7 @@ class ItemNoise:
         ) -> torch.Tensor: # the same shape
         return torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.streams]).to(like)
 
-# %% ../nbs/11_core.ipynb #0e9f4b06
+# %% ../nbs/11_core.ipynb #3203fc08
 class LatentDiffusion(nn.Module):
     "A latent diffusion model from built parts (Fig. 3)."
     def __init__(self, autoencoder: Autoencoder, # owns the latent scale
@@ -139,7 +139,7 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f'{folder} holds {config.get("kind", "something")!r}, not a latent diffusion model')
         return load_into(build(config), tensors | first_stage_tensors(config, folder), str(folder)).eval()
 
-# %% ../nbs/11_core.ipynb #d5bc78ff
+# %% ../nbs/11_core.ipynb #1147bf9b
 EMBEDDERS = {TextEmbedder: 'text', ClassEmbedder: 'class'}
 
 def build(config: dict # as save_pretrained writes it
