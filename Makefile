@@ -20,11 +20,11 @@ endif
 
 .PHONY: help setup demo lab check test notebooks readme
 help:
-	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 1 min)'
+	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
-	@echo 'make test       check, then every notebook, then pytest           (at most 40 min on two cores)'
+	@echo 'make test       check, then every notebook, then pytest           (about 3 min on two cores)   '
 	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'
 	@echo 'make readme     README.md from nbs/index.ipynb                    (5 s)'
 
@@ -32,7 +32,7 @@ setup: $(PACKAGE) $(TOOLS)
 	@echo 'Everything is in $(VENV). Next: make demo, make lab or make test.'
 
 demo: $(PACKAGE)
-	@echo 'Drawing postcards from captions: about a minute on two cores ...'
+	@echo 'Drawing postcards from captions: about 10 seconds on two cores ...'
 	@$(BIN)/python -m ldm_nb.recipes demo --out demo.png
 
 lab: $(PACKAGE) $(TOOLS)

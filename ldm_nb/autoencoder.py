@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Encoder', 'middle', 'Decoder', 'Gaussian', 'Autoencoder', 'measure_scale', 'save_autoencoder', 'load_autoencoder']
 
-# %% ../nbs/04_autoencoder.ipynb #b1652278
+# %% ../nbs/04_autoencoder.ipynb #b9d59f2b
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from .files import find_pretrained, load_into, load_model, save_model
 from .layers import Down, ResBlock, SelfAttention, Up, norm
 
-# %% ../nbs/04_autoencoder.ipynb #a74881a3
+# %% ../nbs/04_autoencoder.ipynb #6e0959a5
 class Encoder(nn.Module):
     "Pixels to the mean and log-variance of a latent `2**(len(ch_mult)-1)` times smaller (App. E.2, G). Arguments: see `Autoencoder`."
     def __init__(self, in_ch=3, z_ch=4, ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32):
@@ -35,10 +35,11 @@ class Encoder(nn.Module):
         for block in self.down: h = block(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
 
-def middle(ch, attention, groups): # what stands at the coarsest level of both
+def middle(ch: int, attention: bool, groups: int) -> nn.Sequential: # b c h w -> b c h w
+    "What stands at the coarsest level of both: ResBlock, attention if wanted, ResBlock."
     return nn.Sequential(ResBlock(ch, groups=groups), SelfAttention(ch, groups=groups) if attention else nn.Identity(), ResBlock(ch, groups=groups))
 
-# %% ../nbs/04_autoencoder.ipynb #529a7657
+# %% ../nbs/04_autoencoder.ipynb #3db8a676
 class Decoder(nn.Module):
     "A latent back to pixels: the encoder's mirror, with one more ResBlock a level. No final tanh."
     def __init__(self, in_ch=3, z_ch=4, ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32):
@@ -59,7 +60,7 @@ class Decoder(nn.Module):
         for block in self.up: h = block(h)
         return self.conv_out(F.silu(self.norm_out(h)))
 
-# %% ../nbs/04_autoencoder.ipynb #2554021c
+# %% ../nbs/04_autoencoder.ipynb #3f18fe4d
 @dataclass
 class Gaussian:
     "A diagonal Gaussian over latents, one for each picture."
@@ -77,7 +78,7 @@ class Gaussian:
     def kl(self) -> torch.Tensor: # (b,) nats: KL to the standard normal, summed over the latent
         return .5*(self.mean**2 + self.logvar.exp() - 1 - self.logvar).sum((1, 2, 3))
 
-# %% ../nbs/04_autoencoder.ipynb #39022a7c
+# %% ../nbs/04_autoencoder.ipynb #9a89a081
 class Autoencoder(nn.Module):
     "The first stage with a KL regulariser (§3.1). Sides of x must be divisible by `f`."
     def __init__(self, z_ch: int = 4, # channels of the latent
@@ -124,7 +125,7 @@ class Autoencoder(nn.Module):
         g = self.posterior(x)
         return self.decode_raw(g.sample(eps)), g
 
-# %% ../nbs/04_autoencoder.ipynb #793a3a78
+# %% ../nbs/04_autoencoder.ipynb #3d770fdb
 @torch.no_grad()
 def measure_scale(ae: Autoencoder, # its buffers are overwritten
                   batches # iterable of (b, 3, h, w): some hundreds of pictures in all
@@ -137,7 +138,7 @@ def measure_scale(ae: Autoencoder, # its buffers are overwritten
     ae.latent_scale.copy_(1/raw.std(1)[:, None, None].clamp(min=1e-6))
     return ae
 
-# %% ../nbs/04_autoencoder.ipynb #55679f77
+# %% ../nbs/04_autoencoder.ipynb #5a12fb24
 def save_autoencoder(ae: Autoencoder, folder: str | Path, dtype: torch.dtype | None = None, # store in this type
                      **extra # more entries of config.json, e.g. a model card
     ) -> Path: # the folder

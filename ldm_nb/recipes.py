@@ -9,7 +9,7 @@ __all__ = ['PRESETS', 'load_images', 'crops', 'settle', 'StopRequest', 'run', 'm
            'sample_parser', 'sample_command', 'writable_file', 'image_format', 'save_grid', 'demo', 'main',
            'demo_command']
 
-# %% ../nbs/11a_recipes.ipynb #475051ae
+# %% ../nbs/11a_recipes.ipynb #3e57fcbb
 import argparse, hashlib, json, signal, sys, time, warnings
 from pathlib import Path
 import torch
@@ -27,7 +27,7 @@ from .samplers import SAMPLERS
 from .training import Trainer, batch_indices, generator, has_fast_bf16, pick_device
 from .unet import UNet
 
-# %% ../nbs/11a_recipes.ipynb #eb0a8458
+# %% ../nbs/11a_recipes.ipynb #2d59c9d2
 def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', or a folder
                 size: int, # pixels a side
                 n: int, # how many, at most
@@ -44,7 +44,7 @@ def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', or a fol
     if all('label' in it for it in items): out['label'] = torch.tensor([it['label'] for it in items])
     return out
 
-# %% ../nbs/11a_recipes.ipynb #d555c342
+# %% ../nbs/11a_recipes.ipynb #82175a63
 def crops(images: torch.Tensor, # (n, 3, h, w) uint8
           size: int, # pixels a side, at most h and w
           batch_size: int, # pictures a step
@@ -60,7 +60,7 @@ def crops(images: torch.Tensor, # (n, 3, h, w) uint8
         return to_float(torch.stack(out))
     return batch
 
-# %% ../nbs/11a_recipes.ipynb #6b144fab
+# %% ../nbs/11a_recipes.ipynb #bd524758
 PRESETS = dict(
     reader=dict(
         tiny=dict(model={}, n=500, size=64, batch_size=8, steps=20, lr=2e-3, save_every=10),
@@ -79,7 +79,7 @@ PRESETS = dict(
         paper=dict(model=dict(ch=320, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attn_factors=(1, 2, 4), heads=8),
                    embedder=dict(dim=1280, depth=32, heads=8, head_ch=64, max_length=77), n=10**6, size=256, batch_size=680, steps=390000, lr=1e-4, ema=.9999)))
 
-# %% ../nbs/11a_recipes.ipynb #aeb5826a
+# %% ../nbs/11a_recipes.ipynb #fab1e430
 def settle(stage: str, # a key of `PRESETS`
            preset: str = 'laptop', # a key of `PRESETS[stage]`
            **override # numbers to put in the preset's place; None leaves it
@@ -92,7 +92,7 @@ def settle(stage: str, # a key of `PRESETS`
     if s['seed'] < 0: raise ValueError(f'seed={s["seed"]}: expected 0 or more')
     return s
 
-# %% ../nbs/11a_recipes.ipynb #9d3d538d
+# %% ../nbs/11a_recipes.ipynb #32ed6f6a
 class StopRequest:
     "Inside the block Ctrl-C and SIGTERM only set `asked`; a second one interrupts at once."
     def __enter__(self):
@@ -127,7 +127,7 @@ def run(trainer: Trainer, resume: bool = False, # go on from the checkpoint, if 
     print(f'stopped at step {trainer.step} and saved; the same command with --resume goes on from there', flush=True)
     return False
 
-# %% ../nbs/11a_recipes.ipynb #9850f76e
+# %% ../nbs/11a_recipes.ipynb #b4666b9a
 def make_trainer(model: torch.nn.Module, loss, batch, s: dict, # as `settle` gives it
                  out: Path, device=None, precision=None, # None: the best there is
                  **settings # more that a resume must share
@@ -153,7 +153,7 @@ def card(trainer: Trainer, command: str, **more) -> dict: # for config.json
     return dict(card=dict(command=command, seed=trainer.seed, device=trainer.device.type, threads=torch.get_num_threads(),
                           precision=trainer.precision, steps=trainer.step, hours=round(trainer.seconds/3600, 3), torch=torch.__version__, **more))
 
-# %% ../nbs/11a_recipes.ipynb #16751e5b
+# %% ../nbs/11a_recipes.ipynb #d3d9ac77
 def train_reader(out: str | Path, # folder for checkpoint.pt, config.json, model.safetensors
                  preset: str = 'laptop', resume: bool = False, device=None, precision=None, quiet: bool = False, # as in `settle`, `run`, `make_trainer`
                  **override # as in `settle`
@@ -175,7 +175,7 @@ def train_reader(out: str | Path, # folder for checkpoint.pt, config.json, model
     print('held out:', {k: round(v, 4) for k, v in measured.items()})
     return reader
 
-# %% ../nbs/11a_recipes.ipynb #83140130
+# %% ../nbs/11a_recipes.ipynb #a1bf4fb1
 def train_autoencoder(out: str | Path, # folder for checkpoint.pt, config.json, model.safetensors
                       data: str = 'postcards', # as in `load_images`
                       preset: str = 'laptop', f: int = 4, regulariser: str = 'kl', # this version: f=4 and 'kl' only
@@ -215,7 +215,7 @@ def psnr(ae: Autoencoder, images: torch.Tensor) -> float: # (n, 3, h, w) uint8 -
         out.append(-10*((ae.decode(ae.encode(x)).clamp(-1, 1) - x)/2).square().mean((1, 2, 3)).log10())
     return torch.cat(out).mean().item()
 
-# %% ../nbs/11a_recipes.ipynb #d083afeb
+# %% ../nbs/11a_recipes.ipynb #7aaa8f70
 @torch.no_grad()
 def latents(ae: Autoencoder, ae_hash: str, images: torch.Tensor, # (n, 3, h, w) uint8
             device: torch.device, quiet: bool = False
@@ -232,7 +232,7 @@ def latents(ae: Autoencoder, ae_hash: str, images: torch.Tensor, # (n, 3, h, w) 
     with atomic_path(path) as p: save_file(out, p)
     return out
 
-# %% ../nbs/11a_recipes.ipynb #bd9d6046
+# %% ../nbs/11a_recipes.ipynb #ac3a8ae8
 def shipped_vocab() -> list: # of str
     "The WordPiece vocabulary in data/tokenizer. Raises `FileNotFoundError`."
     for d in data_folders():
@@ -300,7 +300,7 @@ def train_diffusion(out: str | Path, # folder for checkpoint.pt, config.json, mo
     ldm.eval().save_pretrained(out, torch.float16, **card(trainer, command, data=data))
     return ldm
 
-# %% ../nbs/11a_recipes.ipynb #ef1bfcf6
+# %% ../nbs/11a_recipes.ipynb #e917de7b
 class Parser(argparse.ArgumentParser):
     "argparse whose errors are one line."
     def error(self, message): self.exit(2, f'error: {message} (see {self.prog} --help)\n')
@@ -317,7 +317,7 @@ def guarded(main, argv): # runs main(argv)
         sys.exit(130)
     finally: warnings.showwarning = show
 
-# %% ../nbs/11a_recipes.ipynb #f059530e
+# %% ../nbs/11a_recipes.ipynb #a4bb6d66
 def train_parser() -> Parser: # of ldm-train
     "What `ldm-train` understands."
     p = Parser('ldm-train', description='Train a stage of a latent diffusion model. What data need (rendering, latents) is done once and kept in a cache.')
@@ -351,7 +351,7 @@ def train_command(argv: list | None = None): # None: the command line
         if train(a.out, resume=a.resume, quiet=a.quiet, **common, **more): print(f'wrote {a.out}/config.json and model.safetensors')
     guarded(main, argv)
 
-# %% ../nbs/11a_recipes.ipynb #6bc4cbfd
+# %% ../nbs/11a_recipes.ipynb #c99e5d16
 def dry_run(stage: str, out, preset, device, precision, data='postcards', autoencoder='ae-kl-f4', condition='text', f=4, regulariser='kl', **override):
     "Print what a run would do: parameters, steps, pictures seen, where. Writes nothing."
     s = settle(stage, preset, **override)
@@ -369,7 +369,7 @@ def dry_run(stage: str, out, preset, device, precision, data='postcards', autoen
     print(f'{s["steps"]} steps of {s["batch_size"]} pictures of {s["size"]}x{s["size"]} from {data}, on {pick_device(device)}; '
           f'would write to {out}. Nothing was written.')
 
-# %% ../nbs/11a_recipes.ipynb #42dedc8a
+# %% ../nbs/11a_recipes.ipynb #1a2176c8
 def sample_parser() -> Parser: # of ldm-sample
     "What `ldm-sample` understands."
     p = Parser('ldm-sample', description='Draw pictures from a caption with a trained model.')
@@ -400,7 +400,7 @@ def sample_command(argv: list | None = None): # None: the command line
         print(f'wrote {out}: {len(x)} picture(s) in {time.time() - start:.1f} s')
     guarded(main, argv)
 
-# %% ../nbs/11a_recipes.ipynb #36d8cdc9
+# %% ../nbs/11a_recipes.ipynb #1a386ff3
 def writable_file(path: Path):
     "Raise `OSError` now if a picture could not be written to `path` later."
     if path.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.pdf', '.svg'):
@@ -413,7 +413,9 @@ def writable_file(path: Path):
         if not there: path.unlink()
     except OSError as e: raise OSError(f'cannot write {path}: {e.strerror}. Choose another --out.') from e
 
-def image_format(path: Path) -> str: return path.suffix.lower().lstrip('.').replace('jpg', 'jpeg')
+def image_format(path: Path) -> str: # e.g. 'png'
+    "What matplotlib calls the format of a file with this name."
+    return path.suffix.lower().lstrip('.').replace('jpg', 'jpeg')
 
 def save_grid(x: torch.Tensor, out: Path, captions: list | None = None):
     "Write pictures as one grid, captions beneath, atomically."
@@ -422,7 +424,7 @@ def save_grid(x: torch.Tensor, out: Path, captions: list | None = None):
     fig = show_images(x, captions, ncol=min(len(x), 4 if captions else 8), width=8)
     with atomic_path(out) as p: fig.savefig(p, dpi=150, format=image_format(out))
 
-# %% ../nbs/11a_recipes.ipynb #6375a446
+# %% ../nbs/11a_recipes.ipynb #3d6fa4c2
 def demo(out: str | Path = 'demo.png', # the picture to write
          model: str = 'postcards-text', # a shipped text model, or a folder
          n: int = 64, steps: int = 20, guidance: float = 3., seed: int = 2024, # captions; as in `sample`; of captions and noise
@@ -454,7 +456,7 @@ def demo(out: str | Path = 'demo.png', # the picture to write
         with atomic_path(table) as p: p.write_text(json.dumps(how | dict(accuracy=score), indent=1) + '\n')
     print('found by the reader of what the captions asked for: ' + ', '.join(f'{k} {v:.0%} of {m}' for k, (v, m) in score.items()))
 
-# %% ../nbs/11a_recipes.ipynb #4eb188bd
+# %% ../nbs/11a_recipes.ipynb #f380dbf9
 def main(argv: list | None = None): # None: the command line
     "`python -m ldm_nb.recipes train|sample|demo ...`: the same commands where none are installed, e.g. under torchrun."
     argv = sys.argv[1:] if argv is None else argv
@@ -476,5 +478,5 @@ def demo_command(argv: list | None = None):
     p.add_argument('--table', help='also write the accuracy to this file, as JSON')
     guarded(lambda argv: demo(**vars(p.parse_args(argv))), argv)
 
-# %% ../nbs/11a_recipes.ipynb #6224ee25
+# %% ../nbs/11a_recipes.ipynb #ef8aba1e
 if __name__ == '__main__' and '__file__' in globals(): main()   # in a notebook there is no __file__
