@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDERS', 'ItemNoise', 'LatentDiffusion', 'build', 'first_stage_tensors', 'shared_first_stage']
 
-# %% ../nbs/11_core.ipynb #33f6a979
+# %% ../nbs/11_core.ipynb #54b3687f
 from pathlib import Path
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from .samplers import SAMPLERS, sampling_sigmas
 from .training import generator
 from .unet import UNet
 
-# %% ../nbs/11_core.ipynb #b4f074ce
+# %% ../nbs/11_core.ipynb #6bb9bf25
 class ItemNoise:
     "Unit noise for a batch, each item from its own stream."
     def __init__(self, seed: int, # of the whole sample
@@ -28,7 +28,7 @@ class ItemNoise:
         ) -> torch.Tensor: # the same shape
         return torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.streams]).to(like)
 
-# %% ../nbs/11_core.ipynb #3203fc08
+# %% ../nbs/11_core.ipynb #180622ab
 class LatentDiffusion(nn.Module):
     "A latent diffusion model from built parts (Fig. 3)."
     def __init__(self, autoencoder: Autoencoder, # owns the latent scale
@@ -76,6 +76,7 @@ class LatentDiffusion(nn.Module):
         if n < 1: raise ValueError(f'n={n}: ask for at least one picture')
         if not 1 <= steps <= len(self.schedule): raise ValueError(f'steps={steps}: the sampler takes 1 to {len(self.schedule)} steps')
         if not abs(guidance) < float('inf'): raise ValueError(f'guidance={guidance}: expected a number, e.g. 3')
+        if not 0 <= eta <= 1: raise ValueError(f'eta={eta}: expected 0 (deterministic) to 1 (as noisy as DDPM)')
         if sampler not in SAMPLERS: raise ValueError(f'no sampler {sampler!r}; there are {", ".join(SAMPLERS)}')
         y, shape = self.prompts(y), self.latent_shape(size)
         items = items or range(len(y)*n)
@@ -139,7 +140,7 @@ class LatentDiffusion(nn.Module):
             raise ValueError(f'{folder} holds {config.get("kind", "something")!r}, not a latent diffusion model')
         return load_into(build(config), tensors | first_stage_tensors(config, folder), str(folder)).eval()
 
-# %% ../nbs/11_core.ipynb #1147bf9b
+# %% ../nbs/11_core.ipynb #b5090f56
 EMBEDDERS = {TextEmbedder: 'text', ClassEmbedder: 'class'}
 
 def build(config: dict # as save_pretrained writes it
