@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['seed_of', 'generator', 'batch_indices', 'EMA', 'one_cycle', 'pick_device', 'has_fast_bf16', 'Trainer']
 
-# %% ../nbs/10_training.ipynb #aa140468
+# %% ../nbs/10_training.ipynb #0c1b98a8
 import math, time
 from pathlib import Path
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from .files import atomic_path, writable_folder
 
-# %% ../nbs/10_training.ipynb #53dc9229
+# %% ../nbs/10_training.ipynb #1692cbc0
 def seed_of(*key: int # e.g. the run's seed, a purpose, a step: all non-negative
     ) -> int: # 63 bits
     "One seed from several numbers; keys that differ anywhere give unrelated seeds. Raises `ValueError` for a negative one."
@@ -24,7 +24,7 @@ def generator(*key: int) -> torch.Generator: # on the CPU
     "A random stream of its own for this key."
     return torch.Generator().manual_seed(seed_of(*key))
 
-# %% ../nbs/10_training.ipynb #ae80d30b
+# %% ../nbs/10_training.ipynb #6b491401
 def batch_indices(n: int, # pictures in the data set
                   batch_size: int, # of them a step
                   seed: int, # of the run
@@ -40,7 +40,7 @@ def batch_indices(n: int, # pictures in the data set
         at, batch_size = at + len(piece), batch_size - len(piece)
     return torch.cat(out)
 
-# %% ../nbs/10_training.ipynb #1ac8f121
+# %% ../nbs/10_training.ipynb #5a88a60a
 class EMA:
     "Exponential moving average of a model's floating-point state, with the published warm-up."
     def __init__(self, model: nn.Module, # copied
@@ -56,7 +56,7 @@ class EMA:
             if v.is_floating_point(): self.state[k].lerp_(v, 1 - d)
             else: self.state[k].copy_(v)
 
-# %% ../nbs/10_training.ipynb #05b5463c
+# %% ../nbs/10_training.ipynb #51835951
 def one_cycle(step: int, steps: int, # the current step and how many there will be
               warmup: float = .05 # share of the steps in which the rate rises
     ) -> float: # factor in (0, 1]
@@ -64,7 +64,7 @@ def one_cycle(step: int, steps: int, # the current step and how many there will 
     rise = max(1, round(steps*warmup))
     return (step + 1)/rise if step < rise else .5*(1 + math.cos(math.pi*(step - rise)/max(1, steps - rise)))
 
-# %% ../nbs/10_training.ipynb #569a26ab
+# %% ../nbs/10_training.ipynb #5f04feca
 def pick_device(name: str | torch.device | None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     ) -> torch.device:
     "The device to use. Raises `ValueError` if it is not there."
@@ -79,7 +79,7 @@ def has_fast_bf16(device: torch.device) -> bool: # whether bfloat16 pays
     if device.type == 'cuda': return torch.cuda.is_bf16_supported()
     return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, '_is_avx512_bf16_supported') else False)
 
-# %% ../nbs/10_training.ipynb #bccd4cba
+# %% ../nbs/10_training.ipynb #32945bb3
 class Trainer:
     "Adam, gradient clipping, EMA, autocast and checkpoints around any model, loss and source of batches."
     def __init__(self, model: nn.Module, # trained in place
@@ -96,7 +96,8 @@ class Trainer:
                  device: str | torch.device = 'cpu', # where the model goes
                  precision: str = 'fp32', # or 'bf16'
                  save_every: int = 500, # steps between checkpoints
-                 settings: dict | None = None): # more that must be the same on a resume, e.g. the model's config
+                 settings: dict | None = None, # more that must be the same on a resume, e.g. the model's config
+                 second=None): # a second player: `update(model, generator)` after each step, `state_dict` and `load_state_dict` for checkpoints
         if steps < 1: raise ValueError(f'steps={steps}: train for at least one step')
         if precision not in ('fp32', 'bf16'): raise ValueError(f"precision={precision!r}: expected 'fp32' or 'bf16'")
         self.device = torch.device(device)
@@ -105,7 +106,7 @@ class Trainer:
         self.lr, self.clip, self.seed, self.precision = lr, clip, seed, precision
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.opt = torch.optim.AdamW(self.params, lr, betas=betas, weight_decay=weight_decay, fused=self.device.type in ('cpu', 'cuda'))
-        self.ema, self.step, self.seconds = EMA(model, ema), 0, 0.
+        self.ema, self.second, self.step, self.seconds = EMA(model, ema), second, 0, 0.
         self.settings = dict(lr=lr, betas=list(betas), weight_decay=weight_decay, clip=clip, ema=ema, seed=seed, precision=precision, steps=steps)
         self.settings |= settings or {}
 
@@ -121,6 +122,9 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.params, self.clip)
         self.opt.step()
+        if self.second:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+                self.second.update(self.model, generator(self.seed, 6, self.step))
         self.ema.update(self.model)
         self.step += 1
         return loss.item()
@@ -137,7 +141,7 @@ class Trainer:
     def save(self): # writes checkpoint.pt
         "Write a checkpoint, atomically."
         state = dict(step=self.step, seconds=self.seconds, settings=self.settings, model=self.model.state_dict(), opt=self.opt.state_dict(),
-                     ema=self.ema.state, ema_updates=self.ema.updates)
+                     ema=self.ema.state, ema_updates=self.ema.updates, second=self.second and self.second.state_dict())
         with atomic_path(self.out/'checkpoint.pt') as p: torch.save(state, p)
 
     def resume(self) -> int: # steps already done; 0 if there is no checkpoint
@@ -150,6 +154,7 @@ class Trainer:
         self.model.load_state_dict(state['model'])
         self.opt.load_state_dict(state['opt'])
         self.ema.state, self.ema.updates = {k: v.to(self.device) for k, v in state['ema'].items()}, state['ema_updates']
+        if self.second: self.second.load_state_dict(state['second'])
         self.step, self.seconds = state['step'], state['seconds']
         return self.step
 
