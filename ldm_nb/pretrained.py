@@ -6,7 +6,7 @@
 __all__ = ['FIRST_STAGES', 'paper_model', 'first_stage_config', 'first_stage_names', 'first_stage_from_diffusers',
            'load_diffusers_first_stage']
 
-# %% ../nbs/13_pretrained.ipynb #0a12b1d7
+# %% ../nbs/13_pretrained.ipynb #93fe41a2
 import json, re, warnings
 from pathlib import Path
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from .autoencoder import Autoencoder
 from .files import load_into
 
-# %% ../nbs/13_pretrained.ipynb #cedfb9aa
+# %% ../nbs/13_pretrained.ipynb #e847d50f
 FIRST_STAGES = { # arguments of `Autoencoder`; attention is named by level, 0 the finest
     'kl-f4': dict(ch_mult=(1, 2, 4), z_ch=3),
     'kl-f8': dict(ch_mult=(1, 2, 4, 4), z_ch=4),
@@ -34,7 +34,7 @@ def paper_model(name: str, # a key of `FIRST_STAGES`
     if name not in FIRST_STAGES: raise ValueError(f'no published model {name!r}; there are {", ".join(FIRST_STAGES)}')
     with torch.device(device): return Autoencoder(**FIRST_STAGES[name])
 
-# %% ../nbs/13_pretrained.ipynb #5a093a37
+# %% ../nbs/13_pretrained.ipynb #2d8b1495
 def first_stage_config(config: dict # of a diffusers AutoencoderKL or VQModel
     ) -> dict: # arguments of `Autoencoder`
     "Raises `ValueError` for a network that is none of the paper's kind."
