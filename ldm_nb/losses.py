@@ -6,15 +6,15 @@
 __all__ = ['VGG_TAPS', 'LPIPS_WEIGHTS', 'FirstStageLoss', 'FeatureDistance', 'LPIPS', 'load_lpips', 'PatchDiscriminator',
            'hinge_loss', 'adaptive_weight', 'Adversary', 'DeadCodes']
 
-# %% ../nbs/05_losses.ipynb #16165c6f
+# %% ../nbs/05_losses.ipynb #5561cbaf
 import torch
 import torch.nn.functional as F
 from torch import nn
 from .autoencoder import Autoencoder, Gaussian
 
-# %% ../nbs/05_losses.ipynb #ccf40d64
+# %% ../nbs/05_losses.ipynb #96a4cb82
 class FirstStageLoss:
-    "Mean absolute error, plus what the regulariser costs, plus a perceptual distance and an adversary if they are given (§3.1, App. G)."
+    "Mean error of the pixels, plus what the regulariser costs, plus a perceptual distance and an adversary if they are given (§3.1, App. G)."
     def __init__(self, kl_weight: float = 1e-5, # of KL/(number of pixel values); published: 1e-6
                  codebook_weight: float = 1., # of the cost of a codebook
                  beta: float = .25, # of one of its two terms
@@ -22,11 +22,13 @@ class FirstStageLoss:
                  perceptual=None, # (x, y) -> (b,) distances
                  perceptual_weight: float = 1., # of the perceptual distance
                  adversary=None, # an `Adversary`
-                 dead_codes=None): # a `DeadCodes`
+                 dead_codes=None, # a `DeadCodes`
+                 pixel_loss: str = 'l1'): # error of a pixel: absolute (l1), as published, or squared (l2)
+        if pixel_loss not in ('l1', 'l2'): raise ValueError(f"pixel_loss={pixel_loss!r}: expected 'l1' or 'l2'")
         if beta_on not in ('commitment', 'codebook'): raise ValueError(f"beta_on={beta_on!r}: expected 'commitment' or 'codebook'")
         self.kl_weight, self.codebook_weight, self.beta, self.beta_on = kl_weight, codebook_weight, beta, beta_on
         self.perceptual, self.perceptual_weight, self.adversary, self.dead_codes = perceptual, perceptual_weight, adversary, dead_codes
-        self.seen = None
+        self.pixel_loss, self.seen = pixel_loss, None
 
     def penalty(self, q, numel: int) -> torch.Tensor: # scalar
         "What the regulariser costs, for a Gaussian or codes and pictures of `numel` values."
@@ -42,7 +44,7 @@ class FirstStageLoss:
         eps = torch.randn(len(x), ae.z_ch, x.shape[2]//ae.f, x.shape[3]//ae.f, generator=rng).to(x.device)
         y, q = ae(x, eps)
         y = y.float()
-        rec = (x - y).abs().mean()
+        rec = F.l1_loss(y, x) if self.pixel_loss == 'l1' else F.mse_loss(y, x)
         if self.perceptual: rec = rec + self.perceptual_weight*self.perceptual(x, y).mean()
         self.seen = x, y.detach(), q
         loss = rec + self.penalty(q, x[0].numel())
@@ -64,7 +66,7 @@ class FirstStageLoss:
     def load_state_dict(self, state: dict):
         for k, v in state.items(): getattr(self, k).load_state_dict(v)
 
-# %% ../nbs/05_losses.ipynb #c5d00ce4
+# %% ../nbs/05_losses.ipynb #792a178d
 class FeatureDistance(nn.Module):
     "Perceptual distance over a network's feature maps, the form of LPIPS with equal weights. Raises `ValueError` for unequal shapes."
     def __init__(self, features): # x (b, 3, h, w) -> list of feature maps; not trained through
@@ -77,7 +79,7 @@ class FeatureDistance(nn.Module):
         unit = lambda h: F.normalize(h, dim=1, eps=1e-8)
         return sum((unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs)
 
-# %% ../nbs/05_losses.ipynb #01f8f180
+# %% ../nbs/05_losses.ipynb #873c0f6d
 VGG_TAPS = (3, 8, 15, 22, 29)   # relu1_2, 2_2, 3_3, 4_3, 5_3 in torchvision's `vgg16().features`
 LPIPS_WEIGHTS = 'https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth'
 
@@ -121,7 +123,7 @@ def load_lpips(backbone: dict | None = None, # state of `torchvision.models.vgg1
     for k, w in enumerate(lpips.lin): w.copy_(linear[f'lin{k}.model.1.weight'].flatten())
     return lpips
 
-# %% ../nbs/05_losses.ipynb #b4ee83b0
+# %% ../nbs/05_losses.ipynb #66d966f9
 class PatchDiscriminator(nn.Module):
     "Real or not, patch by patch: strided 4x4 convolutions with batch norm (PatchGAN, as the published first stages use it)."
     def __init__(self, ch: int = 64, # width of the first layer
@@ -195,7 +197,7 @@ class Adversary:
         self.opt.load_state_dict(state['opt'])
         self.step = state['step']
 
-# %% ../nbs/05_losses.ipynb #2706c02f
+# %% ../nbs/05_losses.ipynb #1989c671
 class DeadCodes:
     "Codes that nothing chose for a while start again where the encoder now speaks."
     def __init__(self, every: int = 50, # steps between restarts
