@@ -6,7 +6,7 @@
 __all__ = ['Encoder', 'middle', 'Decoder', 'Gaussian', 'Codes', 'Codebook', 'perplexity', 'Autoencoder', 'nearest_sizes',
            'pad_to', 'measure_scale', 'save_autoencoder', 'load_autoencoder']
 
-# %% ../nbs/04_autoencoder.ipynb #d36f44a3
+# %% ../nbs/04_autoencoder.ipynb #09c1be30
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ from torch import nn
 from .files import find_pretrained, load_into, load_model, save_model
 from .layers import Down, ResBlock, SelfAttention, Up, norm
 
-# %% ../nbs/04_autoencoder.ipynb #7f8bd156
+# %% ../nbs/04_autoencoder.ipynb #60ecdde5
 class Encoder(nn.Module):
     "Pixels to `out_ch` numbers a place, `2**(len(ch_mult)-1)` times smaller (App. E.2, G). Other arguments: see `Autoencoder`."
     def __init__(self, in_ch=3, out_ch=8, ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32):
@@ -41,7 +41,7 @@ def middle(ch: int, attention: bool, groups: int) -> nn.Sequential: # b c h w ->
     "What stands at the coarsest level of both: ResBlock, attention if wanted, ResBlock."
     return nn.Sequential(ResBlock(ch, groups=groups), SelfAttention(ch, groups=groups) if attention else nn.Identity(), ResBlock(ch, groups=groups))
 
-# %% ../nbs/04_autoencoder.ipynb #ab915454
+# %% ../nbs/04_autoencoder.ipynb #a481873d
 class Decoder(nn.Module):
     "A latent back to pixels: the encoder's mirror, with one more ResBlock a level. No final tanh."
     def __init__(self, in_ch=3, z_ch=4, ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, attn_levels=(), mid_attn=True, groups=32):
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
     def forward(self, z): return self.fine(self.coarse(z)) # b z h w -> b 3 fh fw
 
-# %% ../nbs/04_autoencoder.ipynb #212835ef
+# %% ../nbs/04_autoencoder.ipynb #b6c17018
 @dataclass
 class Gaussian:
     "A diagonal Gaussian over latents, one for each picture."
@@ -83,7 +83,7 @@ class Gaussian:
     def kl(self) -> torch.Tensor: # (b,) nats: KL to the standard normal, summed over the latent
         return .5*(self.mean**2 + self.logvar.exp() - 1 - self.logvar).sum((1, 2, 3))
 
-# %% ../nbs/04_autoencoder.ipynb #d5f943cb
+# %% ../nbs/04_autoencoder.ipynb #25932f38
 @dataclass
 class Codes:
     "What a codebook makes of latents."
@@ -128,7 +128,7 @@ def perplexity(index: torch.Tensor, # int64, any shape
     p = torch.bincount(index.flatten(), minlength=n).double()/index.numel()
     return torch.special.entr(p).sum().exp().item()
 
-# %% ../nbs/04_autoencoder.ipynb #8ffde2ec
+# %% ../nbs/04_autoencoder.ipynb #c0d22393
 class Autoencoder(nn.Module):
     "The first stage (§3.1): a Gaussian (KL regulariser) or a codebook (VQ regulariser) between an encoder and a decoder."
     def __init__(self, z_ch: int = 4, # channels of the latent
@@ -207,7 +207,7 @@ def pad_to(x: torch.Tensor, # (b, c, h, w)
     h, w = (-s % f for s in x.shape[-2:])
     return F.pad(x, (0, w, 0, h), mode='reflect' if h < x.shape[-2] and w < x.shape[-1] else 'replicate') if h or w else x
 
-# %% ../nbs/04_autoencoder.ipynb #e7cab5e3
+# %% ../nbs/04_autoencoder.ipynb #375daa25
 @torch.no_grad()
 def measure_scale(ae: Autoencoder, # its buffers are overwritten
                   batches # iterable of (b, 3, h, w): some hundreds of pictures in all
@@ -220,7 +220,7 @@ def measure_scale(ae: Autoencoder, # its buffers are overwritten
     ae.latent_scale.copy_(1/raw.std(1)[:, None, None].clamp(min=1e-6))
     return ae
 
-# %% ../nbs/04_autoencoder.ipynb #9be2eb0a
+# %% ../nbs/04_autoencoder.ipynb #c4079f05
 def save_autoencoder(ae: Autoencoder, folder: str | Path, dtype: torch.dtype | None = None, # store in this type
                      **extra # more entries of config.json, e.g. a model card
     ) -> Path: # the folder

@@ -5,6 +5,7 @@
 
 A point that is in the work folder is not trained again."""
 import argparse, json, multiprocessing, re, time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import torch
 from ldm_nb.autoencoder import load_autoencoder
@@ -15,8 +16,8 @@ from ldm_nb.reconstruction import measure_reconstruction
 from ldm_nb.runs import load_images
 
 EQUAL = [f'kl-f{f}-c4' for f in (2, 4, 8, 16, 32)]
-TAB8 = ['kl-f2-c2', 'kl-f4-c3', 'kl-f16-c8', 'kl-f16-c16', 'kl-f32-c16', 'vq-f4-c3', 'vq-f8-c4']
-SETTINGS = dict(data='postcards+photos', n=20000, crop=64, batch_size=8, lr=2e-3, steps=1000, seed=0, device='cpu', precision='bf16')
+TAB8 = ['kl-f2-c2', 'kl-f4-c3', 'kl-f16-c16', 'vq-f4-c3', 'vq-f8-c4']
+SETTINGS = dict(data='postcards+photos', n=20000, crop=64, batch_size=8, lr=2e-3, steps=700, seed=0, device='cpu', precision='bf16')
 
 def train(name: str, folder: Path):
     if (folder/'config.json').is_file(): return
@@ -41,7 +42,7 @@ if __name__ == '__main__':
     p.add_argument('--out', type=Path, default=Path('data/results/autoencoders.json'))
     p.add_argument('--workers', type=int, default=2, help='points trained at a time, a thread each (default 2)')
     a, start = p.parse_args(), time.time()
-    with multiprocessing.get_context('spawn').Pool(a.workers) as pool: pool.starmap(train, [(k, a.work/k) for k in a.points], chunksize=1)
+    with ProcessPoolExecutor(a.workers, multiprocessing.get_context('spawn')) as pool: list(pool.map(train, a.points, [a.work/k for k in a.points]))
     torch.set_num_threads(1)
     rows = []
     for name in a.points:
