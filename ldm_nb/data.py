@@ -357,7 +357,8 @@ def _block(args): # draws one block of a data set and stores it
     ds, start, path = args
     rs = [render(ds.scene(i), ds.size) for i in range(start, start + BLOCK)]
     with atomic_path(path) as p, open(p, 'wb') as f:
-        np.savez(f, image=np.stack([r['image'] for r in rs]), map=np.stack([r['map'] for r in rs]).astype(np.uint8))
+        np.savez(f, image=np.stack([r['image'] for r in rs]), map=np.stack([r['map'] for r in rs]).astype(np.uint8),
+                 boxes=np.concatenate([r['boxes'] for r in rs]), count=np.array([len(r['boxes']) for r in rs]))
 
 def _draw(todo: list, workers: int): # the arguments of `_block`, one tuple a block
     "Draw blocks in several processes, or here where those cannot be started (a notebook's own functions on macOS, say)."
@@ -372,9 +373,9 @@ def _draw(todo: list, workers: int): # the arguments of `_block`, one tuple a bl
 def render_all(ds: Postcards, # what to draw
                workers: int | None = None, # processes; None: as many as there are cores
                cache: Path | None = None # folder; None: `cache_folder()`
-    ) -> dict: # image (n, 3, h, w) uint8, map (n, h, w) uint8, label (n,) int64, attributes: name -> (n,) index into `ATTRIBUTES`, caption: list
+    ) -> dict: # image (n, 3, h, w) uint8, map (n, h, w) uint8, label (n,) int64, attributes: name -> (n,) index into `ATTRIBUTES`, lists caption and boxes
     "All postcards of a data set as arrays, drawn in parallel and cached on disk. Raises `OSError` if the cache cannot be written."
-    key = hashlib.sha256(b''.join(render(Postcards(2, ds.size, ds.seed).scene(i), ds.size)['image'].tobytes() for i in range(2))).hexdigest()[:12]
+    key = hashlib.sha256(b''.join(v.tobytes() for i in range(2) for v in render(Postcards(2, ds.size, ds.seed).scene(i), ds.size).values())).hexdigest()[:12]
     folder = Path(cache or cache_folder())/f'postcards-{ds.size}-{ds.seed}-{key}'
     paths = {k: folder/f'{k:06d}.npz' for k in range(0, ds.n, BLOCK)}
     todo = [(ds, k, p) for k, p in paths.items() if not p.exists()]
@@ -385,7 +386,8 @@ def render_all(ds: Postcards, # what to draw
     atts = {k: torch.tensor([vs.index(s.attributes()[k]) for s in scenes]) for k, vs in ATTRIBUTES.items()}
     image, seg = (np.concatenate([b[k] for b in blocks])[:ds.n] for k in ('image', 'map'))
     return dict(image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), map=torch.from_numpy(seg), label=torch.tensor([s.label for s in scenes]),
-                attributes=atts, caption=[ds.caption(i) for i in range(ds.n)])
+                attributes=atts, caption=[ds.caption(i) for i in range(ds.n)],
+                boxes=[torch.from_numpy(k) for b in blocks for k in np.split(b['boxes'], b['count'].cumsum()[:-1])][:ds.n])
 
 # %% ../nbs/01_data.ipynb #feb18b9b
 TRAIN_PHOTOS = ('astronaut.png', 'chelsea.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'ihc.png', 'retina.jpg',

@@ -4,29 +4,30 @@
 
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'AUTOENCODER_OPTIONS', 'train_reader', 'train_autoencoder', 'first_stage', 'start_from',
-           'first_stage_loss', 'keep_back', 'look', 'latents', 'shipped_vocab', 'make_unet', 'make_embedder',
-           'train_diffusion', 'Parser', 'guarded', 'train_parser', 'train_command', 'dry_run', 'sample_parser',
-           'sample_command', 'writable_file', 'image_format', 'save_grid', 'demo', 'main', 'demo_command']
+           'first_stage_loss', 'keep_back', 'look', 'latents', 'train_diffusion', 'Parser', 'guarded', 'train_parser',
+           'train_command', 'dry_run', 'sample_parser', 'sample_command', 'asked_for', 'parse_layout', 'writable_file',
+           'image_format', 'save_grid', 'demo', 'main', 'demo_command']
 
 # %% ../nbs/11a_recipes.ipynb #824382c9
 import argparse, copy, hashlib, json, sys, time, warnings
 from pathlib import Path
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from .autoencoder import Autoencoder, load_autoencoder, measure_scale, save_autoencoder
-from .conditioning import ClassEmbedder, TextEmbedder, conditional_unet, load_vocab
+from .conditions import NEEDS, make_embedder, make_unet, training_rows
 from .core import LatentDiffusion, shared_first_stage
-from .data import Postcards, cache_folder, show_images, to_float
+from .data import CLASSES, Postcards, cache_folder, show_images, to_float, to_rgb
 from .diffusion import DiffusionLoss, Schedule, draw_t
-from .files import atomic_path, data_folders, find_pretrained, load_model, weights_hash, writable_folder
+from .files import atomic_path, find_pretrained, load_model, weights_hash, writable_folder
 from .losses import Adversary, DeadCodes, FeatureDistance, FirstStageLoss, PatchDiscriminator, load_lpips
 from .reader import Reader, caption_accuracy, load_reader, reader_accuracy, reader_loss, save_reader
 from .reconstruction import mean_psnr
 from .runs import PRESETS, card, crops, load_images, make_trainer, run, settle, spell
 from .samplers import SAMPLERS
 from .training import Trainer, batch_indices, generator, pick_device
-from .unet import UNet
 
 # %% ../nbs/11a_recipes.ipynb #1b91e0b6
 def train_reader(out: str | Path, # folder for checkpoint.pt, config.json, model.safetensors
@@ -154,34 +155,6 @@ def latents(ae: Autoencoder, ae_hash: str, images: torch.Tensor, # (n, 3, h, w) 
     return out
 
 # %% ../nbs/11a_recipes.ipynb #ba65c5e7
-def shipped_vocab() -> list: # of str
-    "The WordPiece vocabulary in data/tokenizer. Raises `FileNotFoundError`."
-    for d in data_folders():
-        if (d/'tokenizer'/'vocab.txt').is_file(): return load_vocab(d/'tokenizer'/'vocab.txt')
-    places = ', '.join(map(str, data_folders())) or 'any data folder'
-    raise FileNotFoundError(f'no tokenizer/vocab.txt in {places}: set LDM_NB_DATA to the data folder of a clone')
-
-def make_unet(embedder, **sizes) -> UNet:
-    "A UNet for an embedder, or without one."
-    if embedder: return conditional_unet(context_dim=embedder.context_dim, vector_dim=getattr(embedder, 'vector_dim', None), **sizes)
-    return UNet(**{k: v for k, v in sizes.items() if k not in ('heads', 'head_ch', 'depth')})
-
-def make_embedder(condition: str, # 'text', 'class' or 'none'
-                  data: dict, # as `load_images` gives it
-                  **kwargs # of the embedder
-    ): # (embedder, what it takes for each picture), or (None, None)
-    "The embedder for a condition. Raises `ValueError` where the data do not have what it needs."
-    if condition == 'none': return None, None
-    if condition == 'text':
-        if 'caption' not in data:
-            raise ValueError('--condition text needs captions: a metadata.jsonl beside the pictures, with file_name and text; or use --condition none')
-        embedder = TextEmbedder(shipped_vocab(), **kwargs)
-        return embedder, embedder.tokenize(data['caption'])
-    if condition == 'class':
-        if 'label' not in data: raise ValueError('--condition class needs labels: one sub-folder a class; or use --condition none')
-        return ClassEmbedder(int(data['label'].max()) + 1, kwargs.get('dim', 128)), data['label']
-    raise ValueError(f'--condition {condition!r}: expected none, class or text')
-
 def train_diffusion(out: str | Path, # folder for checkpoint.pt, config.json, model.safetensors
                     data: str = 'postcards', # as in `load_images`
                     preset: str = 'laptop', autoencoder: str = 'ae-kl-f4', # a shipped first stage, or a folder
@@ -195,19 +168,18 @@ def train_diffusion(out: str | Path, # folder for checkpoint.pt, config.json, mo
     ae, folder = load_autoencoder(autoencoder), find_pretrained(autoencoder)
     device, images = pick_device(device), load_images(data, s['size'], s['n'], s['seed'])
     torch.manual_seed(s['seed'])
-    embedder, y = make_embedder(condition, images, **s['embedder'])
-    out = writable_folder(out)
-    sizes = dict(in_ch=ae.z_ch, out_ch=ae.z_ch) | s['model']
-    net = make_unet(embedder, **sizes)
+    embedder, out = make_embedder(condition, images, ae, **s['embedder']), writable_folder(out)
+    net = make_unet(embedder, ae.z_ch, **s['model'])
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), kind, s['size'], shared_first_stage(autoencoder))
     ae_hash, objective = weights_hash(folder), DiffusionLoss(ldm.schedule, kind)
     moments = latents(ae, ae_hash, images['image'], device, quiet)
     part = torch.nn.ModuleDict(dict(net=net) | (dict(embedder=embedder) if embedder else {}))
     if init: start_from(part, init)
+    rows = training_rows(part['embedder'].to(device) if embedder else None, images, ae)
 
     def batch(step):
         i = batch_indices(len(images['image']), s['batch_size'], s['seed'], step)
-        return moments['mean'][i].float(), moments['std'][i].float(), None if y is None else y[i]
+        return moments['mean'][i].float(), moments['std'][i].float(), rows(i, generator(s['seed'], 8, step))
 
     def loss(model, batch, rng):
         mean, std, y = batch
@@ -267,7 +239,7 @@ def train_parser() -> Parser: # of ldm-train
     g.add_argument('--regulariser', default='kl', help='kl or vq (default kl)')
     for k, t, h in AUTOENCODER_OPTIONS: g.add_argument(f'--{k}', type=t, help=h)
     p.add_argument('--autoencoder', default='ae-kl-f4', help='diffusion: a shipped first stage by name, or a folder (default ae-kl-f4)')
-    p.add_argument('--condition', default='text', help='diffusion: none, class or text (default text)')
+    p.add_argument('--condition', default='text', help=f'diffusion: none, {", ".join(NEEDS)}, or several, e.g. text+inpaint (default text)')
     for k, t, h in (('steps', int, 'training steps'), ('batch-size', int, 'pictures a step'), ('lr', float, 'peak learning rate'),
                     ('seed', int, 'of everything random'), ('n', int, 'pictures in the data set, at most')):
         p.add_argument(f'--{k}', type=t, help=f'{h} (default: the preset\'s)')
@@ -295,7 +267,7 @@ def dry_run(stage: str, out, preset, device, precision, data='postcards', autoen
             **override):
     "Print what a run would do: parameters, steps, pictures seen, where. Writes nothing."
     s = settle(stage, preset, **override)
-    if stage == 'diffusion': find_pretrained(autoencoder)
+    ae = load_autoencoder(autoencoder) if stage == 'diffusion' else None
     unknown = [d for d in data.split('+') if d not in ('postcards', 'photos') and not d.startswith('torchvision:') and not Path(d).is_dir()]
     if unknown and not Path(data).is_dir():
         raise FileNotFoundError(f'no folder {unknown[0]}: give postcards, photos, torchvision:NAME or the path of a folder of images')
@@ -303,8 +275,9 @@ def dry_run(stage: str, out, preset, device, precision, data='postcards', autoen
         if stage == 'reader': parts = dict(reader=Reader(**s['model']))
         elif stage == 'autoencoder': parts = dict(autoencoder=first_stage(s, f, regulariser))
         else:
-            embedder, _ = make_embedder(condition, dict(caption=['dusk'], label=torch.tensor([15], device='cpu')), **s['embedder'])
-            parts = dict(unet=make_unet(embedder, **s['model'])) | (dict(embedder=embedder) if embedder else {})
+            columns = dict.fromkeys(('image', 'caption', 'boxes', 'map')) | dict(label=torch.tensor([15], device='cpu'))
+            embedder = make_embedder(condition, columns, ae, **s['embedder'])
+            parts = dict(unet=make_unet(embedder, ae.z_ch, **s['model'])) | (dict(embedder=embedder) if embedder else {})
     for k, m in parts.items(): print(f'{k}: {sum(p.numel() for p in m.parameters())/1e6:.2f}M parameters')
     print(f'{s["steps"]} steps of {s["batch_size"]} pictures of {s["size"]}x{s["size"]} from {data}, on {pick_device(device)}; '
           f'would write to {out}. Nothing was written.')
@@ -313,14 +286,18 @@ def dry_run(stage: str, out, preset, device, precision, data='postcards', autoen
 def sample_parser() -> Parser: # of ldm-sample
     "What `ldm-sample` understands."
     p = Parser('ldm-sample', description='Draw pictures from a caption with a trained model.')
-    p.add_argument('prompt', nargs='*', help='one or more captions (class ids for a class model; nothing for an unconditional one)')
+    p.add_argument('prompt', nargs='*', help='one or more captions; class ids; layouts like "house .2 .4 .5 .8, tree .6 .5 .7 .9"; as the model was trained')
     p.add_argument('--model', default='postcards-text', help='a shipped model by name, or a folder (default postcards-text)')
     p.add_argument('--out', default='grid.png', help='the picture to write (default grid.png)')
     for k, t, d, h in (('n', int, 4, 'pictures a prompt'), ('steps', int, 50, 'sampling steps'),
-                       ('guidance', float, 3., 'how much to insist on the prompt; 1 is plain'),
+                       ('guidance', float, None, 'how much to insist on the prompt; 1 is plain'),
                        ('eta', float, 0., 'noise of ddim: 0 none, 1 as ddpm'), ('seed', int, 0, 'another seed, other pictures')):
-        p.add_argument(f'--{k}', type=t, default=d, help=f'{h} (default {d})')
+        p.add_argument(f'--{k}', type=t, default=d, help=f'{h} (default {"by model" if d is None else d})')
     p.add_argument('--size', type=int, help='pixels a side (default: as trained)')
+    for k, h in (('image', 'a picture to enlarge or to fill'), ('mask', 'a picture that is white where to fill'),
+                 ('map', 'a picture of class ids, for a model of maps'), ('init', 'a picture to start from')): p.add_argument(f'--{k}', type=Path, help=h)
+    p.add_argument('--strength', type=float, default=1., help='share of the steps that redraw --init (default 1)')
+    p.add_argument('--negative', help='a prompt to stay away from')
     p.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
     p.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
     return p
@@ -330,15 +307,39 @@ def sample_command(argv: list | None = None): # None: the command line
     def main(argv):
         a = sample_parser().parse_args(argv)
         ldm = LatentDiffusion.from_pretrained(a.model).to(pick_device(a.device))
-        y = [int(p) if isinstance(ldm.embedder, ClassEmbedder) and p.isdigit() else p for p in a.prompt] or None
-        ldm.stream(y, a.n, a.steps, a.guidance, a.sampler, a.eta, a.seed, a.size)      # all checks, no step
+        how = asked_for(ldm.embedder, a) | {k: getattr(a, k) for k in ('n', 'steps', 'guidance', 'sampler', 'eta', 'seed', 'size', 'strength', 'negative')}
+        ldm.stream(**how)                                                              # all checks, no step
         out = Path(a.out)
         writable_file(out)
         start = time.time()
-        x = ldm.sample(y, a.n, a.steps, a.guidance, a.sampler, a.eta, a.seed, a.size)
-        save_grid(x, out, None if y is None else [str(p) for p in y for _ in range(a.n)])
+        x = ldm.sample(**how)
+        save_grid(x, out, [p for p in a.prompt for _ in range(a.n)] if len(x) == len(a.prompt)*a.n else None)
         print(f'wrote {out}: {len(x)} picture(s) in {time.time() - start:.1f} s')
     guarded(main, argv)
+
+# %% ../nbs/11a_recipes.ipynb #da5369a8
+def asked_for(embedder, # of the model
+              a: argparse.Namespace # what `sample_parser` read
+    ) -> dict: # y, image, mask, init, as `LatentDiffusion.sample` takes them
+    "From words and files to what a model is told. Raises `ValueError` or `OSError`."
+    hybrid = getattr(embedder, 'kind', None) == 'hybrid'
+    kinds = list(embedder.parts) if hybrid else [getattr(embedder, 'kind', None)]
+    if a.map and 'map' not in kinds: raise ValueError('--map: this model is not told maps')
+    if 'map' in kinds and (not a.map or a.prompt and not hybrid):
+        raise ValueError('this model draws from a map: give --map, a picture of class ids, and no words')
+    parse = {'layout': parse_layout, 'class': lambda p: int(p) if p.isdigit() else p}
+    y = {k: [parse.get(k, str)(p) for p in a.prompt] or None for k in kinds if k not in ('x4', 'inpaint') or not hybrid}
+    if a.map: y['map'] = [torch.from_numpy(np.asarray(Image.open(a.map)).astype(np.int64))]
+    y = y if hybrid else y[kinds[0]]
+    read = lambda path: path and to_float(np.asarray(to_rgb(Image.open(path))).copy())
+    mask = a.mask and torch.from_numpy((np.asarray(Image.open(a.mask).convert('L')) > 127).astype(np.float32))[None]
+    return dict(y=y, image=read(a.image), mask=mask, init=read(a.init))
+
+def parse_layout(words: str) -> list: # 'house .2 .4 .5 .8, tree .6 .5 .7 .9' -> [['house', .2, .4, .5, .8], ...]
+    "Boxes from the command line. Raises `ValueError`."
+    try: return [[int(b[0]) if b[0].isdigit() else b[0], *map(float, b[1:])] for b in (box.split() for box in words.split(','))]
+    except (ValueError, IndexError) as e:
+        raise ValueError(f'{words!r}: expected boxes like "house .2 .4 .5 .8, tree .6 .5 .7 .9"; classes: {", ".join(CLASSES)}') from e
 
 # %% ../nbs/11a_recipes.ipynb #ac2f385e
 def writable_file(path: Path):

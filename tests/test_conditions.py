@@ -1,0 +1,95 @@
+"Every condition from the command line: trained for two steps, saved, sampled from files and words; and what each refuses."
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ldm_nb.core import LatentDiffusion
+from ldm_nb.data import CLASSES, Postcards, render
+from ldm_nb.recipes import sample_command, train_command
+
+BOXES = 'house .2 .4 .5 .8, tree .6 .5 .7 .9'
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory): # pictures, a mask and a map of one postcard
+    folder, drawn = tmp_path_factory.mktemp('files'), render(Postcards(1, seed=5).scene(0))
+    Image.fromarray(drawn['image']).save(folder/'picture.png')
+    Image.fromarray(drawn['image'][::4, ::4]).save(folder/'small.png')
+    Image.fromarray(drawn['map'].astype(np.uint8)).save(folder/'map.png')
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:40, 8:30] = 255
+    Image.fromarray(mask).save(folder/'mask.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory): # condition -> folder of a model, trained when first asked for
+    folder = tmp_path_factory.mktemp('models')
+    def get(condition):
+        out = folder/condition
+        words = f'diffusion --condition {condition} --preset tiny --steps 2 --n 40 --quiet --out'.split()
+        if not out.is_dir(): train_command([*words, str(out)])
+        return out
+    return get
+
+
+def draw(trained, condition, tmp_path, *words):
+    out = tmp_path/f'{condition}.png'
+    sample_command(['--model', str(trained(condition)), '--n', '2', '--steps', '2', '--out', str(out), *map(str, words)])
+    assert Image.open(out).size[0] > 100
+    return LatentDiffusion.from_pretrained(trained(condition))
+
+
+@pytest.mark.parametrize('condition, words, channels', [
+    ('none', [], 4), ('class', ['3'], 4), ('layout', [BOXES], 4), ('map', ['--map', 'map.png'], 12), ('x4', ['--image', 'small.png'], 7),
+    ('inpaint', ['--image', 'picture.png', '--mask', 'mask.png'], 9), ('text+inpaint', ['a red house', '--image', 'picture.png', '--mask', 'mask.png'], 9),
+    ('class+map', ['3', '--map', 'map.png'], 12), ('text', ['a red house', '--init', 'picture.png', '--strength', '.5', '--negative', 'snowy'], 4)])
+def test_every_condition(trained, files, tmp_path, condition, words, channels):
+    ldm = draw(trained, condition, tmp_path, *[files/w if w.endswith('.png') else w for w in words])
+    assert ldm.net.in_ch == channels
+
+
+@pytest.mark.parametrize('condition, words, says', [
+    ('layout', ['a house'], 'expected boxes like'), ('layout', ['castle 0 0 1 1'], "no class 'castle'; there are sky"),
+    ('layout', ['house .5 .5 .4 .8'], 'top left first'), ('layout', ['house .5 .5 1.4 .8'], 'fractions of the picture'),
+    ('layout', [', '.join(['tree .1 .1 .2 .2']*17)], '17 boxes, where 16 fit'), ('layout', [], 'told what to draw: layout'),
+    ('map', ['dusk'], 'give --map'), ('map', ['--map', 'picture.png'], 'expected (h, w) class ids'), ('map', ['--map', 'bad.png'], 'the map has ids [200]'),
+    ('x4', ['--image', 'small.png', '--mask', 'mask.png'], 'it enlarges, it does not fill'),
+    ('x4', ['--image', 'small.png', '--size', '128'], 'asks for 64x64'),
+    ('inpaint', ['--image', 'picture.png'], 'image=, mask='), ('inpaint', ['--image', 'picture.png', '--mask', 'small.png'], 'expected the same size'),
+    ('none', ['--map', 'map.png'], 'not told maps'), ('none', ['--image', 'picture.png'], 'not conditioned on a picture'),
+    ('class', ['99'], 'class 99: this model knows'), ('class', ['3', '--init', 'no-such.png'], 'no-such.png'),
+    ('class', ['3', '--strength', '.5'], 'give init='),
+    ('text', ['dusk', '--negative', ''], 'an empty caption')])
+def test_refused(trained, files, tmp_path, capsys, condition, words, says):
+    if 'bad.png' in words: Image.fromarray(np.full((64, 64), 200, np.uint8)).save(files/'bad.png')
+    words = [str(files/w) if w.endswith('.png') else w for w in words]
+    trained(condition)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e: sample_command(['--model', str(trained(condition)), '--steps', '2', '--out', str(tmp_path/'x.png'), *words])
+    err = capsys.readouterr().err.strip().splitlines()
+    assert e.value.code == 2 and len(err) == 1 and says in err[0], err
+    assert not (tmp_path/'x.png').exists()
+
+
+def test_a_condition_that_data_lack_is_refused_before_anything_is_written(tmp_path, capsys):
+    for k in range(3): Image.new('RGB', (64, 64), (k*90, 0, 0)).save(tmp_path/f'{k}.png')
+    for condition, says in (('map', 'semantic maps, which only postcards have'), ('text', 'metadata.jsonl'), ('smell', 'expected none, text, layout')):
+        words = ['--data', str(tmp_path), '--condition', condition, '--preset', 'tiny', '--quiet', '--out', str(tmp_path/'out')]
+        with pytest.raises(SystemExit): train_command(['diffusion', *words])
+        assert says in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+
+def test_known_pixels_come_back_exactly(trained, files):
+    ldm, picture = LatentDiffusion.from_pretrained(trained('inpaint')), torch.rand(3, 64, 64)*2 - 1
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 10:30, 10:30] = 1
+    x = ldm.sample(image=picture, mask=mask, n=2, steps=2)
+    assert torch.equal(x[1][:, mask[0] == 0], picture[:, mask[0] == 0]) and not torch.equal(x[1], picture)
+
+
+def test_boxes_of_postcards_reach_the_layout(trained):
+    ldm, boxes = LatentDiffusion.from_pretrained(trained('layout')), Postcards(1, seed=5)[0]['boxes']
+    assert ldm.embedder.names == list(CLASSES)
+    a, b = (ldm.embedder.prepare(ldm.embedder.prompts(y)) for y in (boxes, [[CLASSES[int(c)], *at] for c, *at in boxes.tolist()]))
+    assert torch.equal(a, b)
