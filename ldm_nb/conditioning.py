@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SPECIAL', 'CrossAttention', 'Remembered', 'remember', 'GEGLU', 'TransformerBlock', 'SpatialTransformer',
            'conditional_unet', 'words', 'train_tokenizer', 'load_vocab', 'Tokenizer', 'drop_some', 'TextLayer',
-           'TokenTransformer', 'TextEmbedder', 'ClassEmbedder', 'Guidance', 'guide', 'watch_attention', 'token_maps']
+           'TokenTransformer', 'as_captions', 'TextEmbedder', 'ClassEmbedder', 'Guidance', 'guide', 'watch_attention',
+           'token_maps']
 
 # %% ../nbs/08_conditioning.ipynb #a7ad6ace
 import warnings
@@ -13,6 +14,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Callable
@@ -150,6 +152,7 @@ class Tokenizer:
                  max_length: int = 32, # ids a caption, specials included
                  too_long: str = 'error'): # or 'warn': cut a caption that does not fit, and say where
         if too_long not in ('error', 'warn'): raise ValueError(f"too_long={too_long!r}: expected 'error' or 'warn'")
+        if max_length < 3: raise ValueError(f'max_length={max_length}: expected room for a start, a word and an end')
         from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
         self.ids, self.max_length, self.too_long = {w: i for i, w in enumerate(vocab)}, max_length, too_long
         self.bert = Tokenizer(models.WordPiece(self.ids, unk_token='[UNK]'))
@@ -157,12 +160,18 @@ class Tokenizer:
 
     def __call__(self, captions: list # of str
         ) -> torch.Tensor: # (b, max_length) int64
-        "Raises `ValueError` for a caption that is empty or too long; warns of words that are not in the vocabulary."
+        "Errors and warnings as `check` has them."
+        return torch.tensor([self.frame(c) for c in self.check(captions)], dtype=torch.int64)
+
+    def check(self, captions: list) -> list: # of str, the same
+        "Raises `ValueError` for a caption that is none, empty or too long; warns of words that are not in the vocabulary."
         for c in captions:
+            if not isinstance(c, str): raise ValueError(f'expected a caption or a list of captions, got {c!r}')
             if not c.strip(): raise ValueError('an empty caption: say what to draw. (Nothing at all is the null condition.)')
+            self.frame(c)
         unseen = dict.fromkeys(w for c in captions for w in words(c) if w not in self.ids)
-        if unseen: warnings.warn(f'words the text encoder has never seen: {", ".join(unseen)}; what they do to the picture is chance', stacklevel=3)
-        return torch.tensor([self.frame(c) for c in captions], dtype=torch.int64)
+        if unseen: warnings.warn(f'words the text encoder has never seen: {", ".join(unseen)}; what they do to the picture is chance', stacklevel=4)
+        return captions
 
     def frame(self, caption: str) -> list: # of max_length ids; the empty string frames nothing
         "One caption between [CLS] and [SEP], with [PAD] to the end."
@@ -180,7 +189,8 @@ def drop_some(y: torch.Tensor, # (b, ...) ids
               p: float, # probability, for each item on its own
               generator: torch.Generator | None = None # None: the global one
     ) -> torch.Tensor: # (b, ...)
-    "Replace items by nothing, so that one network learns both: with condition and without."
+    "Replace items by nothing, so that one network learns both: with condition and without. Raises `ValueError` unless p is a share, 0 to 1."
+    if not 0 <= p <= 1: raise ValueError(f'drop={p}: expected a share, 0 to 1')
     gone = torch.rand(len(y), generator=generator, device=generator.device if generator else None) < p
     return torch.where(gone.to(y.device).view(-1, *[1]*(y.ndim - 1)), null, y)
 
@@ -220,6 +230,13 @@ class TokenTransformer(nn.Module):
         return self.norm(self.layers(self.token(ids) + self.position))
 
 # %% ../nbs/08_conditioning.ipynb #80b6438c
+def as_captions(y) -> list: # of str: from one caption, or several in any kind of list
+    "Raises `ValueError` for what is no caption."
+    many = [y] if isinstance(y, str) else y.tolist() if hasattr(y, 'tolist') else list(y) if isinstance(y, (list, tuple)) else None
+    if not many or not isinstance(many, list) or not all(isinstance(p, str) for p in many):
+        raise ValueError(f'expected a caption or a list of captions, got {y!r}')
+    return many
+
 class TextEmbedder(TokenTransformer):
     "A small transformer over the tokens of a caption, trained along with the UNet. Owns the null condition and its dropout."
     kind, guidance = 'text', 3.
@@ -241,14 +258,12 @@ class TextEmbedder(TokenTransformer):
     def tokenizer(self) -> Tokenizer: return Tokenizer(self.vocab, self.max_length)
 
     def prompts(self, y: str | list) -> list: # of str
-        "Raises `ValueError` for what is no caption."
-        y = [y] if isinstance(y, str) else list(y) if isinstance(y, (list, tuple)) else y
-        if not y or not isinstance(y, list) or not all(isinstance(p, str) for p in y): raise ValueError(f'expected a caption or a list of captions, got {y!r}')
-        return y
+        "Errors and warnings as `Tokenizer.check` has them."
+        return self.tokenizer.check(as_captions(y))
 
     def prepare(self, captions: str | list, ae=None) -> torch.Tensor: # (b, max_length) int64
-        "Ids of captions; errors and warnings as `Tokenizer` has them."
-        return self.tokenizer([captions] if isinstance(captions, str) else list(captions))
+        "Ids of captions that `prompts` has seen."
+        return torch.tensor([self.tokenizer.frame(c) for c in as_captions(captions)], dtype=torch.int64)
 
     def encode(self, ids) -> Cond: # (b, max_length) int64 -> context (b, max_length, dim), and vector (b, dim) if `pooled`
         context = self.tokens(ids)
@@ -262,33 +277,35 @@ class TextEmbedder(TokenTransformer):
 
     def forward(self, y, drop_generator=None) -> Cond: # captions, or their ids (b, max_length) int64
         "In training mode, each caption becomes nothing with probability `drop`."
-        ids = (y if torch.is_tensor(y) else self.prepare(y)).to(self.nothing.device)
+        ids = (y if torch.is_tensor(y) else self.prepare(self.prompts(y))).to(self.nothing.device)
         return self.encode(drop_some(ids, self.nothing, self.drop, drop_generator) if self.training else ids)
 
 # %% ../nbs/08_conditioning.ipynb #4285e992
 class ClassEmbedder(nn.Module):
     "One learnt token for each class, and one for none."
-    kind, guidance = 'class', 3.
+    kind = 'class'
     def __init__(self, n_classes: int, # ids are 0 ... n_classes-1; n_classes is the null id
                  dim: int = 128, # width of the token
-                 drop: float = .1): # share of labels replaced by none in training
+                 drop: float = .1, # share of labels replaced by none in training
+                 null: bool = True): # False: there is no token for none, as in the first published model of classes; then nothing is dropped
         super().__init__()
-        self.config = dict(n_classes=n_classes, dim=dim, drop=drop)
-        self.context_dim, self.vector_dim, self.concat_ch = dim, None, 0
-        self.n_classes, self.drop, self.table = n_classes, drop, nn.Embedding(n_classes + 1, dim)
+        self.config = dict(n_classes=n_classes, dim=dim, drop=drop, null=null)
+        self.context_dim, self.vector_dim, self.concat_ch, self.guidance = dim, None, 0, 3. if null else 1.
+        self.n_classes, self.drop, self.table = n_classes, drop if null else 0., nn.Embedding(n_classes + null, dim)
 
     def prompts(self, y) -> list: # of int
         "Raises `ValueError` for what is no class id, and for an id that is no class."
-        y = y.tolist() if torch.is_tensor(y) else y
-        y = list(y) if isinstance(y, (list, tuple)) else [y]
-        if not y or not all(type(p) is int for p in y): raise ValueError(f'expected a class id or a list of them, got {y!r}')
-        if bad := [p for p in y if not 0 <= p < self.n_classes]: raise ValueError(f'class {bad[0]}: this model knows 0 ... {self.n_classes - 1}')
-        return y
+        many = y.tolist() if hasattr(y, 'tolist') else list(y) if isinstance(y, (list, tuple, range)) else y
+        many = [p.item() if hasattr(p, 'item') else p for p in (many if isinstance(many, list) else [many])]
+        if not many or not all(type(p) is int for p in many): raise ValueError(f'expected a class id or a list of them, got {y!r}')
+        if bad := [p for p in many if not 0 <= p < self.n_classes]: raise ValueError(f'class {bad[0]}: this model knows 0 ... {self.n_classes - 1}')
+        return many
 
     def prepare(self, labels, ae=None) -> torch.Tensor: return torch.as_tensor(labels).reshape(-1) # an int, a list or (b,) -> (b,)
 
     def null(self, n: int = 1, hw=None) -> Cond: # context (n, 1, dim)
-        "No class said."
+        "No class said. Raises `ValueError` where the model has no token for that."
+        if not self.config['null']: raise ValueError('this model knows no "no class": it cannot be guided; sample with guidance=1')
         return Cond(context=self.table.weight[-1].expand(n, 1, -1))
 
     def forward(self, y, drop_generator=None) -> Cond: # class ids: an int, a list or (b,) -> context (b, 1, dim)
@@ -307,9 +324,10 @@ class Guidance:
     interval: tuple = (0., float('inf')) # noise levels sigma between which w counts; outside it is 1 (Kynkaanniemi et al. 2024)
 
     def __post_init__(self):
-        if not abs(self.w) < float('inf'): raise ValueError(f'guidance={self.w}: expected a number, e.g. 3')
+        if not isinstance(self.w, Real) or not abs(self.w) < float('inf'): raise ValueError(f'guidance={self.w!r}: expected a number, e.g. 3')
         if not 0 <= self.rescale <= 1: raise ValueError(f'rescale={self.rescale}: expected a share, 0 to 1')
-        if not 0 <= self.interval[0] < self.interval[1]: raise ValueError(f'interval={self.interval}: expected two noise levels, the lower one first')
+        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f'interval={self.interval}: expected two noise levels, the lower one first')
 
 def guide(denoise: Callable, # (z, sigma, c) -> z0_hat
           c: Cond, # what is asked, a batch
@@ -318,8 +336,8 @@ def guide(denoise: Callable, # (z, sigma, c) -> z0_hat
     ) -> Callable: # (z, sigma) -> z0_hat, as samplers take it
     "Classifier-free guidance: go w of the way from the unconditional to the conditional prediction. Raises `ValueError` where c and null do not pair up."
     g = w if isinstance(w, Guidance) else Guidance(w)
-    n, m = (next(len(slot) for slot in cond if slot is not None) for cond in (c, null))
-    if n != m: raise ValueError(f'{n} conditions and {m} null conditions: guidance compares them one to one')
+    n, m = (next((len(slot) for slot in cond if slot is not None), 0) for cond in (c, null))
+    if not n or n != m: raise ValueError(f'{n} conditions and {m} null conditions: guidance compares them one to one')
     both, alone, (low, high) = remember(cat_cond(null, c)), remember(null if g.w == 0 else c), g.interval
     def guided(z, sigma): # b c h w, float or (b,)
         s = torch.as_tensor(sigma)
@@ -335,20 +353,24 @@ def guide(denoise: Callable, # (z, sigma, c) -> z0_hat
 @contextmanager
 def watch_attention(net: nn.Module # a `conditional_unet`
     ): # yields name -> list, to which each call adds its weights (b, heads, n, m); of a guided batch the second half is the conditional one
-    "Inside the block, cross-attention keeps its weights."
+    "Inside the block, cross-attention keeps its weights. Raises `ValueError` for a network that has none."
     watched = {name: m for name, m in net.named_modules() if hasattr(m, 'seen') and name.endswith('cross_attn')}
+    if not watched: raise ValueError('this network has no cross-attention to watch: its condition has no tokens')
+    before = {name: m.seen for name, m in watched.items()}
     for m in watched.values(): m.seen = []
     try: yield {name: m.seen for name, m in watched.items()}
     finally:
-        for m in watched.values(): m.seen = None
+        for name, m in watched.items(): m.seen = before[name]
 
 def token_maps(weights: list, # of (b, heads, n, m): some calls, some layers; n = pixels of a feature map
                hw: tuple # (h, w) of the maps wanted; feature maps have the same proportions
     ) -> torch.Tensor: # (b, m, h, w); at each pixel the tokens share 1
-    "The mean over heads, layers and calls of how much each pixel listened to each token."
+    "The mean over heads, layers and calls of how much each pixel listened to each token. Raises `ValueError` for no weights, or other proportions."
+    if not weights or not len(weights[0]):
+        raise ValueError('no weights: was the network called inside the block? (At guidance 0 or 1 a batch is not doubled, and has no second half.)')
     maps = []
     for a in weights:
         h = round((a.shape[2]*hw[0]/hw[1])**.5)
-        if a.shape[2] % h: raise ValueError(f'{a.shape[2]} pixels are no feature map in the proportions {hw[0]}x{hw[1]}')
+        if a.shape[2] % h or h*hw[1] != a.shape[2]//h*hw[0]: raise ValueError(f'{a.shape[2]} pixels are no feature map in the proportions {hw[0]}x{hw[1]}')
         maps.append(F.interpolate(rearrange(a.mean(1), 'b (h w) m -> b m h w', h=h), size=hw, mode='bilinear'))
     return torch.stack(maps).mean(0)

@@ -38,7 +38,8 @@ def make_embedder(condition: str, # 'none', a key of `NEEDS`, or several with + 
     "The embedder for a condition. Raises `ValueError` for an unknown one, or where the data do not have what it needs."
     if condition == 'none': return None
     if unknown := [k for k in condition.split('+') if k not in NEEDS]:
-        raise ValueError(f'--condition {unknown[0]!r}: expected none, {", ".join(NEEDS)}, or several with + between them')
+        raise ValueError(f'--condition {unknown[0]!r}: expected none (alone), {", ".join(NEEDS)}, or several of these with + between them')
+    if len(set(condition.split('+'))) < len(condition.split('+')): raise ValueError(f'--condition {condition}: each kind at most once')
     for k in condition.split('+'):
         column, words = NEEDS[k]
         if column not in data: raise ValueError(f'--condition {k} needs {words}; or use --condition none')

@@ -61,7 +61,7 @@ def clip_text(**config): # arguments of transformers' `CLIPTextConfig` -> its `C
     return CLIPTextModel(CLIPTextConfig(**config))
 
 CONDITIONERS = { # what makes it, and its arguments; sources as in `UNETS`, `cond_stage_config`
-    'cin256': (ClassEmbedder, dict(n_classes=1000, dim=512)), # ours has a row more, for no class: the released one has no null
+    'cin256': (ClassEmbedder, dict(n_classes=1000, dim=512, null=False)), # it knows no 'no class'
     'cin256-v2': (ClassEmbedder, dict(n_classes=1000, dim=512)), # the released one has that row: 1001 classes, id 1000 is none
     'txt2img-1p4B': (TokenTransformer, dict(n_ids=30_522, dim=1280, depth=32, heads=8, head_ch=64, max_length=77, logits=True)), # BERT's tokenizer
     'text2img256': (TokenTransformer, dict(n_ids=30_522, dim=640, depth=32, heads=8, head_ch=64, max_length=77, logits=True)),

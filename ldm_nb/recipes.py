@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'AUTOENCODER_OPTIONS', 'train_reader', 'train_autoencoder', 'first_stage', 'start_from',
            'first_stage_loss', 'keep_back', 'look', 'latents', 'train_diffusion', 'Parser', 'guarded', 'train_parser',
-           'train_command', 'dry_run', 'sample_parser', 'sample_command', 'asked_for', 'parse_layout', 'writable_file',
-           'image_format', 'save_grid', 'demo', 'main', 'demo_command']
+           'train_command', 'dry_run', 'sample_parser', 'sample_command', 'asked_for', 'open_picture', 'parse_layout',
+           'writable_file', 'image_format', 'save_grid', 'demo', 'main', 'demo_command']
 
 # %% ../nbs/11a_recipes.ipynb #824382c9
 import argparse, copy, hashlib, json, sys, time, warnings
@@ -307,8 +307,8 @@ def sample_command(argv: list | None = None): # None: the command line
     def main(argv):
         a = sample_parser().parse_args(argv)
         ldm = LatentDiffusion.from_pretrained(a.model).to(pick_device(a.device))
-        how = asked_for(ldm.embedder, a) | {k: getattr(a, k) for k in ('n', 'steps', 'guidance', 'sampler', 'eta', 'seed', 'size', 'strength', 'negative')}
-        ldm.stream(**how)                                                              # all checks, no step
+        how = asked_for(ldm.embedder, a) | {k: getattr(a, k) for k in ('n', 'steps', 'guidance', 'sampler', 'eta', 'seed', 'size', 'strength')}
+        ldm.plan(**how)                                                                # all checks, no step
         out = Path(a.out)
         writable_file(out)
         start = time.time()
@@ -320,20 +320,34 @@ def sample_command(argv: list | None = None): # None: the command line
 # %% ../nbs/11a_recipes.ipynb #da5369a8
 def asked_for(embedder, # of the model
               a: argparse.Namespace # what `sample_parser` read
-    ) -> dict: # y, image, mask, init, as `LatentDiffusion.sample` takes them
+    ) -> dict: # y, negative, image, mask, init, as `LatentDiffusion.sample` takes them
     "From words and files to what a model is told. Raises `ValueError` or `OSError`."
     hybrid = getattr(embedder, 'kind', None) == 'hybrid'
     kinds = list(embedder.parts) if hybrid else [getattr(embedder, 'kind', None)]
     if a.map and 'map' not in kinds: raise ValueError('--map: this model is not told maps')
-    if 'map' in kinds and (not a.map or a.prompt and not hybrid):
-        raise ValueError('this model draws from a map: give --map, a picture of class ids, and no words')
+    if 'map' in kinds and not a.map: raise ValueError('this model draws from a map: give --map, a picture of class ids')
+    if a.prompt and set(kinds) <= {'map', 'x4', 'inpaint'}: raise ValueError(f'this model is told by pictures alone, not by {a.prompt[0]!r}')
+    if a.negative and set(kinds) <= {'map', 'x4', 'inpaint', None}:
+        raise ValueError('--negative: this model is not told words, there are none to stay away from')
+    for k, wanted in dict(image=('x4', 'inpaint'), mask=('inpaint',)).items():
+        if getattr(a, k) and not set(kinds) & set(wanted):
+            raise ValueError(f'--{k}: this model does not {"fill" if k == "mask" else "enlarge or fill"} pictures; to start from one use --init')
+        if not getattr(a, k) and set(kinds) & set(wanted): raise ValueError(f'this model {"fills" if "inpaint" in kinds else "enlarges"} pictures: give --{k}')
+    if a.strength != 1 and not a.init: raise ValueError('--strength is of a picture to start from: give --init')
     parse = {'layout': parse_layout, 'class': lambda p: int(p) if p.isdigit() else p}
     y = {k: [parse.get(k, str)(p) for p in a.prompt] or None for k in kinds if k not in ('x4', 'inpaint') or not hybrid}
-    if a.map: y['map'] = [torch.from_numpy(np.asarray(Image.open(a.map)).astype(np.int64))]
-    y = y if hybrid else y[kinds[0]]
-    read = lambda path: path and to_float(np.asarray(to_rgb(Image.open(path))).copy())
-    mask = a.mask and torch.from_numpy((np.asarray(Image.open(a.mask).convert('L')) > 127).astype(np.float32))[None]
-    return dict(y=y, image=read(a.image), mask=mask, init=read(a.init))
+    if a.map: y['map'] = [torch.from_numpy(np.asarray(open_picture('map', a.map)).astype(np.int64))]
+    worded = [k for k in kinds if k in ('text', 'class', 'layout')]
+    negative = a.negative and {k: parse.get(k, str)(a.negative) for k in worded[:1]}
+    if not hybrid: y, negative = y[kinds[0]], negative and negative[kinds[0]]
+    read = lambda k: getattr(a, k) and to_float(np.asarray(to_rgb(open_picture(k, getattr(a, k)))).copy())
+    mask = a.mask and torch.from_numpy((np.asarray(open_picture('mask', a.mask).convert('L')) > 127).astype(np.float32))[None]
+    return dict(y=y, negative=negative, image=read('image'), mask=mask, init=read('init'))
+
+def open_picture(option: str, path: Path) -> Image.Image:
+    "Raises `ValueError` that names the option."
+    try: return Image.open(path)
+    except (OSError, ValueError) as e: raise ValueError(f'--{option} {path}: cannot be read as a picture ({e})') from e
 
 def parse_layout(words: str) -> list: # 'house .2 .4 .5 .8, tree .6 .5 .7 .9' -> [['house', .2, .4, .5, .8], ...]
     "Boxes from the command line. Raises `ValueError`."

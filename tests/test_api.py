@@ -104,7 +104,7 @@ def complaint(f, *kinds) -> str:
 
 @pytest.mark.parametrize('given, says', [
     (dict(n=0), 'n=0'), (dict(n=-2), 'n=-2'), (dict(steps=0), 'steps=0'), (dict(steps=-1), 'steps=-1'), (dict(sampler='nope'), 'ddim'),
-    (dict(size=50), '50'), (dict(size=0), '0'), (dict(seed=-1), 'seed of -1')], ids=str)
+    (dict(size=50), '50'), (dict(size=0), '0'), (dict(seed=-1), 'seed=-1')], ids=str)
 def test_bad_arguments(ldm, given, says): assert says in complaint(lambda: ldm.sample(CAPTION, **FEW | given))
 
 
