@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../nbs/09_samplers.ipynb #f224028d
 def sampling_steps(steps: int, # how many, 1 ... T
                    T: int = 1000, # steps of the schedule
-                   spacing: str = 'leading' # 'leading', as published where `steps` divides T, 1 and T apart; 'trailing', from the last step; 'linspace', both ends
+                   spacing: str = 'leading' # 'leading', as published where `steps` divides T, 1 and T apart; 'trailing', from the last; 'linspace', both ends
     ) -> list[int]: # `steps` different t, descending
     "Which t to visit: always exactly as many as asked. Raises `ValueError` for an impossible count or an unknown spacing."
     if not 1 <= steps <= T: raise ValueError(f'{steps} sampling steps: expected 1 ... {T}, the steps of the schedule')
