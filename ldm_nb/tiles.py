@@ -51,7 +51,7 @@ def decode_large(ae: Autoencoder, z: torch.Tensor, # (b, z, h, w) scaled latents
                  tile: int = 32, # latents a side that a tile answers for
                  halo: int = 8, # latents around it that it also sees
                  blend: int = 4, # half the width of the zone where two tiles mix, in latents; at most half a tile
-                 passes: int = 4, # times over the tiles to measure the norms' statistics before decoding; as many as there are norms: exact
+                 passes: int = 2, # times over the tiles to measure the norms' statistics before decoding; as many as there are norms: exact
                  quantize: bool = True # as in `decode`
     ) -> torch.Tensor: # (b, 3, fh, fw), on the CPU
     "`ae.decode(z)` piece by piece, one picture at a time: memory for one tile and the result. Raises `ValueError` for tiles that cannot be."
