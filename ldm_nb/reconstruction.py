@@ -75,7 +75,7 @@ def measure_reconstruction(ae: Autoencoder, images: torch.Tensor, # (n, 3, h, w)
     "Compare pictures with what the first stage makes of them, from the mean of the posterior. Times are of one picture, the median over batches."
     ae, device = ae.eval(), next(ae.parameters()).device
     distance = distance or FeatureDistance(reader.features)
-    fid, seen, times, index = reader_fid(reader, device), [], [], []
+    fid, seen, times, bits, index = reader_fid(reader, device), [], [], [], []
     for part in images.split(batch_size):
         x = to_float(part).to(device)
         moments = [clock(device)]
@@ -87,11 +87,13 @@ def measure_reconstruction(ae: Autoencoder, images: torch.Tensor, # (n, 3, h, w)
         fid.update(x, real=True)
         fid.update(y, real=False)
         seen.append(torch.stack([psnr(x, y), ssim(x, y), distance(x, y)]))
+        bits.append(bits_per_pixel(ae, x)*len(x)/len(images))
         if ae.codebook: index.append(ae.codebook(ae.unscale(z, quantize=False)).index)
     out = dict(zip(('psnr', 'ssim', 'perceptual'), torch.cat(seen, dim=1).mean(1).tolist()))
-    out |= dict(rfid=fid.compute().item(), bits_per_pixel=bits_per_pixel(ae, to_float(images[:500]).to(device)))
-    out |= dict(zip(('encode_ms', 'decode_ms'), torch.stack(times).median(0).values.tolist()))
-    return out | (dict(perplexity=perplexity(torch.cat(index), len(ae.codebook.embedding.weight))) if ae.codebook else {})
+    out |= dict(rfid=fid.compute().item(), bits_per_pixel=sum(bits)) | dict(zip(('encode_ms', 'decode_ms'), torch.stack(times).median(0).values.tolist()))
+    if not ae.codebook: return out
+    used, places = perplexity(torch.cat(index), len(ae.codebook.embedding.weight)), index[0][0].numel()
+    return out | dict(perplexity=used, bits_per_pixel=math.log2(used)*places/(images.shape[2]*images.shape[3]))     # over all pictures, not a batch
 
 def clock(device: torch.device) -> float: # seconds
     "The time once the device has done what it was told."

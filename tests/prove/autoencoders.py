@@ -27,27 +27,27 @@ def train(name: str, folder: Path):
     print(f'trained {name}', flush=True)
 
 def measure(name: str, folder: Path, n: int) -> dict:
+    torch.set_num_threads(1)
     ae, card, reader = load_autoencoder(folder), load_model(folder)[0]['card'], load_reader()
     out = dict(name=name, f=ae.f, z_ch=ae.z_ch, parameters=sum(p.numel() for p in ae.parameters()), train_minutes=round(card['hours']*60, 1))
     for data in ('postcards', 'photos'):
         m = measure_reconstruction(ae, load_images(data, 64, n, seed=1, held_out=True)['image'], reader)
         out[data] = {k: round(v, 4) for k, v in m.items()}
+    print(name, {k: out['postcards'][k] for k in ('psnr', 'rfid')}, flush=True)
     return out
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--points', nargs='*', default=EQUAL + TAB8, help='default: ' + ' '.join(EQUAL + TAB8))
-    p.add_argument('--n', type=int, default=500, help='held-out pictures of each kind (default 500)')
+    p.add_argument('--n', type=int, default=400, help='held-out pictures of each kind (default 400)')
     p.add_argument('--work', type=Path, default=Path('runs/autoencoders'), help='where the weights go (default runs/autoencoders)')
     p.add_argument('--out', type=Path, default=Path('data/results/autoencoders.json'))
     p.add_argument('--workers', type=int, default=2, help='points trained at a time, a thread each (default 2)')
     a, start = p.parse_args(), time.time()
-    with ProcessPoolExecutor(a.workers, multiprocessing.get_context('spawn')) as pool: list(pool.map(train, a.points, [a.work/k for k in a.points]))
-    torch.set_num_threads(1)
-    rows = []
-    for name in a.points:
-        rows.append(measure(name, a.work/name, a.n))
-        print(name, {k: rows[-1]['postcards'][k] for k in ('psnr', 'rfid')}, flush=True)
+    with ProcessPoolExecutor(a.workers, multiprocessing.get_context('spawn')) as pool:
+        folders = [a.work/k for k in a.points]
+        list(pool.map(train, a.points, folders))
+        rows = list(pool.map(measure, a.points, folders, [a.n]*len(folders)))
     table = dict(command='python tests/prove/autoencoders.py', settings=SETTINGS, pictures=a.n, threads=1,
                  train_minutes=round(sum(r['train_minutes'] for r in rows), 1), points=rows)
     a.out.parent.mkdir(parents=True, exist_ok=True)
