@@ -9,8 +9,6 @@ __all__ = ['psnr', 'mean_psnr', 'ssim', 'Embedding', 'reader_fid', 'bits_per_pix
 import math, time
 import torch
 from torch import nn
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
 from .autoencoder import Autoencoder, Gaussian, perplexity
 from .data import to_float
 from .losses import FeatureDistance
@@ -40,6 +38,7 @@ def ssim(x: torch.Tensor, # (b, 3, h, w) in [-1, 1], sides of at least 11
     ) -> torch.Tensor: # (b,) up to 1, for equal pictures
     "Structural similarity of each picture, in Gaussian windows 11 wide. Raises `ValueError` for unequal shapes."
     if x.shape != y.shape: raise ValueError(f'pictures of shapes {tuple(x.shape)} and {tuple(y.shape)}: expected the same')
+    from torchmetrics.functional.image import structural_similarity_index_measure      # here: it brings matplotlib and transformers along
     return structural_similarity_index_measure(y.clamp(-1, 1), x, data_range=2., reduction='none').reshape(len(x))
 
 # %% ../nbs/05a_reconstruction.ipynb #22cfe893
@@ -50,8 +49,9 @@ class Embedding(nn.Module): # what torchmetrics asks of a network
 
     def forward(self, x): return self.reader.embed(x) # b 3 h w in [-1, 1] -> (b, 384)
 
-def reader_fid(reader: Reader, device='cpu') -> FrechetInceptionDistance: # `update(x, real=True)`, `update(y, real=False)`, `compute()`
+def reader_fid(reader: Reader, device='cpu') -> nn.Module: # torchmetrics' FrechetInceptionDistance: `update(x, real=True)`, `update(y, real=False)`, `compute()`
     "The Frechet distance between two sets of pictures in [-1, 1], in the reader's features."
+    from torchmetrics.image.fid import FrechetInceptionDistance
     return FrechetInceptionDistance(feature=Embedding(reader), input_img_size=(3, 64, 64)).to(device)
 
 # %% ../nbs/05a_reconstruction.ipynb #13253125
