@@ -49,7 +49,7 @@ class Embedding(nn.Module): # what torchmetrics asks of a network
 
     def forward(self, x): return self.reader.embed(x) # b 3 h w in [-1, 1] -> (b, 384)
 
-def reader_fid(reader: Reader, device='cpu') -> nn.Module: # torchmetrics' FrechetInceptionDistance: `update(x, real=True)`, `update(y, real=False)`, `compute()`
+def reader_fid(reader: Reader, device='cpu') -> nn.Module: # of torchmetrics: `update(x, real=True)`, `update(y, real=False)`, `compute()`
     "The Frechet distance between two sets of pictures in [-1, 1], in the reader's features."
     from torchmetrics.image.fid import FrechetInceptionDistance
     return FrechetInceptionDistance(feature=Embedding(reader), input_img_size=(3, 64, 64)).to(device)
