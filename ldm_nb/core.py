@@ -82,7 +82,7 @@ class LatentDiffusion(nn.Module):
     def device(self) -> torch.device: return next(self.net.parameters()).device
 
     def latent_shape(self, size: int | tuple | None, # pixels: a side, (h, w), or None for what the prompts ask for, else the training size
-                     asked: list = () # prompts, as `prompts` gives them
+                     asked: list = () # prompts, as `ask` gives them
         ) -> tuple: # (z, h, w)
         "Raises `ValueError` naming the nearest sizes that work, or the size that the prompts ask for."
         sizes = {self.embedder.size_of(p) for p in asked} if hasattr(self.embedder, 'size_of') else set()
@@ -126,7 +126,8 @@ class LatentDiffusion(nn.Module):
         "Raises `ValueError` where guidance has nothing to do, or a negative prompt no effect."
         if self.embedder is None:
             if guidance is not None: raise ValueError(f'guidance={guidance!r}: this model is unconditional, there is nothing to insist on')
-            return None, negative if negative is None else stay_away(None, asked, negative)
+            if negative is not None: stay_away(None, asked, negative)                  # says why not
+            return None, None
         guidance = self.embedder.guidance if guidance is None else guidance
         guidance = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         if negative is not None and guidance.w <= 1: raise ValueError(f'negative= has no use at guidance {guidance.w:g}: give guidance above 1, e.g. 3')

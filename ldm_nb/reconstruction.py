@@ -42,7 +42,8 @@ def ssim(x: torch.Tensor, # (b, 3, h, w) in [-1, 1], sides of at least 11
     return structural_similarity_index_measure(y.clamp(-1, 1), x, data_range=2., reduction='none').reshape(len(x))
 
 # %% ../nbs/05a_reconstruction.ipynb #22cfe893
-class Embedding(nn.Module): # what torchmetrics asks of a network
+class Embedding(nn.Module):
+    "The reader's 384 features as torchmetrics asks for them."
     num_features = 384
 
     def __init__(self, reader: Reader): super().__init__(); self.reader = reader
