@@ -18,13 +18,18 @@ PACKAGE := $(VENV)/.installed
 TOOLS   := $(VENV)/.installed-dev
 endif
 
-.PHONY: help setup demo lab check test notebooks readme
+SEED    ?= 0
+OUT     ?= runs/speedrun-$(SEED)
+
+.PHONY: help setup demo speedrun lab check test prove notebooks readme
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
+	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
 	@echo 'make test       check, then every notebook, then pytest           (about 3 min on two cores)   '
+	@echo 'make prove      the proofs that are too long for a test: 20 kills, costs, the cache   (about an hour)'
 	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'
 	@echo 'make readme     README.md from nbs/index.ipynb                    (5 s)'
 
@@ -34,6 +39,9 @@ setup: $(PACKAGE) $(TOOLS)
 demo: $(PACKAGE)
 	@echo 'Drawing postcards from captions: about 10 seconds on two cores ...'
 	@$(BIN)/python -m ldm_nb.recipes demo --out demo.png
+
+speedrun: $(PACKAGE)
+	@$(BIN)/python -m ldm_nb.speedrun --seed $(SEED) --out $(OUT)
 
 lab: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
@@ -48,6 +56,9 @@ test: check
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	@echo 'Running the tests in tests/ ...'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests
+
+prove: $(PACKAGE) $(TOOLS)
+	@for p in kills cache training_speed; do $(BIN)/python tests/prove/$$p.py || exit 1; done
 
 notebooks: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python .ci/notebooks.py run $(NB)

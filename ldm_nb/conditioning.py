@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from .layers import norm, zero
+from .layers import attend, norm, zero
 from .unet import Cond, UNet, cat_cond, n_heads
 
 # %% ../nbs/08_conditioning.ipynb #5fa8ed45
@@ -47,7 +47,7 @@ class CrossAttention(nn.Module):
         q, context = self.split(self.to_q(x)), x if context is None else context
         k, v = context.of(self) if hasattr(context, 'of') else self.keys_values(context)
         if self.seen is not None: self.seen.append((q @ k.mT*q.shape[-1]**-.5).softmax(-1))      # asked for by `watch_attention`
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), 'b heads n d -> b n (heads d)'))
+        return self.out(rearrange(attend(q, k, v), 'b heads n d -> b n (heads d)'))
 
 class Remembered:
     "A context that stays the same: what each attention makes of it is kept from the first call on."
@@ -187,12 +187,13 @@ class Tokenizer:
 def drop_some(y: torch.Tensor, # (b, ...) ids
               null: torch.Tensor | int, # ids of "nothing said", broadcast to an item
               p: float, # probability, for each item on its own
-              generator: torch.Generator | None = None # None: the global one
+              generator=None # a torch.Generator, or a function of (shape, torch.rand), as a trainer has; None: the global one
     ) -> torch.Tensor: # (b, ...)
     "Replace items by nothing, so that one network learns both: with condition and without. Raises `ValueError` unless p is a share, 0 to 1."
     if not 0 <= p <= 1: raise ValueError(f'drop={p}: expected a share, 0 to 1')
-    gone = torch.rand(len(y), generator=generator, device=generator.device if generator else None) < p
-    return torch.where(gone.to(y.device).view(-1, *[1]*(y.ndim - 1)), null, y)
+    if callable(generator): u = generator((len(y),), torch.rand)
+    else: u = torch.rand(len(y), generator=generator, device=generator.device if generator else None)
+    return torch.where((u < p).to(y.device).view(-1, *[1]*(y.ndim - 1)), null, y)
 
 # %% ../nbs/08_conditioning.ipynb #99975ce6
 class TextLayer(nn.Module):

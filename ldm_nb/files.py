@@ -38,7 +38,9 @@ def save_model(folder: str | Path, # made if it is not there
     "Write `config.json` and `model.safetensors`, each atomically. Raises `OSError` if the folder cannot be written."
     folder = writable_folder(folder)
     cast = lambda t: (t.to(dtype) if dtype and t.is_floating_point() else t).detach().cpu().contiguous().clone()
-    with atomic_path(folder/'model.safetensors') as p: save_file({k: cast(v) for k, v in tensors.items()}, p)
+    with atomic_path(folder/'model.safetensors') as p:
+        try: save_file({k: cast(v) for k, v in tensors.items()}, p)
+        except SafetensorError as e: raise OSError(f'cannot write {folder}/model.safetensors ({e}): is the disk full?') from e
     with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
     return folder
 

@@ -38,10 +38,11 @@ class FirstStageLoss:
 
     def __call__(self, ae: Autoencoder, # sees a sample of its own posterior, or codes
                  x: torch.Tensor, # (b, 3, h, w) in [-1, 1], sides divisible by `ae.f`
-                 rng: torch.Generator # of that sample; on the CPU
+                 rng # of that sample: a generator on the CPU, or a function from a shape to unit noise
         ) -> torch.Tensor: # scalar
         "The objective on one batch. Raises `ValueError` if f does not divide the sides."
-        eps = torch.randn(len(x), ae.z_ch, x.shape[2]//ae.f, x.shape[3]//ae.f, generator=rng).to(x.device)
+        shape = len(x), ae.z_ch, x.shape[2]//ae.f, x.shape[3]//ae.f
+        eps = (rng(shape) if callable(rng) else torch.randn(shape, generator=rng)).to(x.device)
         y, q = ae(x, eps)
         y = y.float()
         rec = F.l1_loss(y, x) if self.pixel_loss == 'l1' else F.mse_loss(y, x)
@@ -50,10 +51,10 @@ class FirstStageLoss:
         loss = rec + self.penalty(q, x[0].numel())
         return loss + self.adversary.term(rec, y, ae.decoder.conv_out.weight) if self.adversary else loss
 
-    def update(self, ae: Autoencoder, rng: torch.Generator):
+    def update(self, ae: Autoencoder, rng: torch.Generator, average=None): # as in `Adversary.update`
         "The second step, after the autoencoder's own: the adversary learns, dead codes start again."
         x, y, q = self.seen
-        if self.adversary: self.adversary.update(x, y)
+        if self.adversary: self.adversary.update(x, y, average)
         if self.dead_codes: self.dead_codes.update(ae.codebook, q, rng)
 
     @property
@@ -178,7 +179,8 @@ class Adversary:
         self.said = dict(self.said, factor=factor.item())
         return self.weight*factor*term
 
-    def update(self, x: torch.Tensor, y: torch.Tensor): # b 3 h w real, b 3 h w reconstructed, without gradient
+    def update(self, x: torch.Tensor, y: torch.Tensor, # b 3 h w real, b 3 h w reconstructed, without gradient
+               average=None): # of a trainer on several processes: averages the gradients of a list of parameters
         "One step of the discriminator, if it is time to learn."
         self.step += 1
         if self.step <= self.start - self.warmup: return
@@ -187,6 +189,7 @@ class Adversary:
         loss = hinge_loss(real, fake)
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
+        if average: average(list(self.net.parameters()))
         self.opt.step()
         self.said = dict(self.said, hinge=loss.item(), right=((real > 0).float().mean() + (fake < 0).float().mean()).item()/2)
 

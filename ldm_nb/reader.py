@@ -59,17 +59,18 @@ class Reader(nn.Module):
 
 # %% ../nbs/02_reader.ipynb #b2528995
 def damage(x: torch.Tensor, # (b, 3, h, w) in [-1, 1]
-           rng: torch.Generator # where the randomness comes from
+           rng # where the randomness comes from: a generator on the CPU, or a function of (shape, torch.rand or torch.randn), as a trainer has
     ) -> torch.Tensor: # the same shape
     "Random noise for all, blur by down and up for half, a change of brightness of up to 6 %."
-    b, r = len(x), lambda lo, hi: lo + (hi - lo)*torch.rand(len(x), 1, 1, 1, generator=rng)
+    draw = lambda shape, how: (rng(shape, how) if callable(rng) else how(shape, generator=rng)).to(x.device)
+    r = lambda lo, hi: lo + (hi - lo)*draw((len(x), 1, 1, 1), torch.rand)
     soft = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode='bilinear')
-    x = x.lerp(soft, r(0, 1)*(torch.rand(b, 1, 1, 1, generator=rng) < .5))
+    x = x.lerp(soft, r(0, 1)*(draw((len(x), 1, 1, 1), torch.rand) < .5))
     x = (x + 1)*r(.94, 1.06) - 1
-    return x + r(0, .12)*torch.randn(x.shape, generator=rng)
+    return x + r(0, .12)*draw(x.shape, torch.randn)
 
 def reader_loss(reader: Reader, batch: dict, # image, map, attributes, as `render_all` gives them
-                rng: torch.Generator) -> torch.Tensor: # scalar
+                rng) -> torch.Tensor: # as in `damage` -> scalar
     "Cross-entropy of every attribute and of the map, on damaged pictures."
     atts, seg = reader(damage(batch['image'].float()/127.5 - 1, rng))
     return sum(F.cross_entropy(atts[k].float(), v) for k, v in batch['attributes'].items()) + F.cross_entropy(seg.float(), batch['map'].long())

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from conftest import command, refused, run
+from ldm_nb.training import checkpoints
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -38,7 +39,7 @@ def ldm(work, ae): # and a diffusion model of six on top of it
 
 
 def whole(folder): # what a finished training leaves
-    assert {'config.json', 'model.safetensors', 'checkpoint.pt'} <= {p.name for p in folder.iterdir()}
+    assert {'config.json', 'model.safetensors', 'checkpoints'} <= {p.name for p in folder.iterdir()}
     assert isinstance(json.loads((folder/'config.json').read_text()), dict)
     w = load_file(folder/'model.safetensors')
     assert w and all(torch.isfinite(v).all() for v in w.values() if v.is_floating_point())
@@ -118,16 +119,15 @@ def wait_for(seen, p, log, seconds=150): # poll until seen() or the process ends
 
 def test_kill_and_resume(work): # kill -9 in the middle of training leaves a checkpoint that loads, and --resume goes on from it
     out, words = work/'killed', [*TRAIN, 'autoencoder', *TINY, '--f', 4, '--regulariser', 'kl', '--steps', 100_000]
-    path = out/'checkpoint.pt'
     with open(work/'log', 'w') as log:
         for k in range(2):
-            before = path.stat().st_mtime_ns if k else None
+            before = checkpoints(out)
             p = start(log, *words, '--out', out, *(['--resume'] if k else []))
-            try: wait_for(lambda: path.is_file() and path.stat().st_mtime_ns != before, p, log) # it has written one of its own
+            try: wait_for(lambda: checkpoints(out) and checkpoints(out) != before, p, log) # it has written one of its own
             finally:
                 os.kill(p.pid, signal.SIGKILL)
                 p.wait()
-            assert torch.load(path, map_location='cpu', weights_only=True)
+            for path in checkpoints(out): assert torch.load(path, map_location='cpu', weights_only=True)
     assert re.search(r'resumed at step [1-9]', (work/'log').read_text()), (work/'log').read_text()[-2000:]
 
 
@@ -136,12 +136,12 @@ def test_stop(work): # SIGTERM saves, says how to go on, and is no failure
     with open(work/'stop.log', 'w') as log:
         p = start(log, *TRAIN, 'autoencoder', *TINY, '--steps', 100_000, '--out', out)
         try:
-            wait_for((out/'checkpoint.pt').is_file, p, log)
+            wait_for(lambda: checkpoints(out), p, log)
             p.terminate()
             assert p.wait(60) == 0
         finally: p.kill()
     said = re.search(r'stopped at step (\d+) .*--resume', (work/'stop.log').read_text())
-    assert said and torch.load(out/'checkpoint.pt', map_location='cpu', weights_only=True)['step'] == int(said[1])
+    assert said and torch.load(checkpoints(out)[0], map_location='cpu', weights_only=True)['step'] == int(said[1])
     assert not (out/'model.safetensors').exists()
 
 
@@ -186,13 +186,39 @@ def test_sample_refuses(ldm, spoilt, work, given, says):
 
 @pytest.mark.parametrize('given, says', [
     (dict(data='no-such-data'), 'no-such-data'), (dict(data='empty'), 'empty'), (dict(data='rubbish'), 'rubbish'), (dict(steps=0), 'steps'),
-    (dict(preset='huge'), 'laptop'), (dict(out='file'), 'file')], ids=str)
+    (dict(preset='huge'), 'laptop'), (dict(out='file'), 'file'), (dict(accumulate=3), 'a batch size that 3 divides'), (dict(device='cuda:99'), 'cuda'),
+    (dict(precision='fp16', device='cpu'), 'bf16'), (dict(tracker='no-such-tracker'), 'no-such-tracker')], ids=str)
 def test_train_refuses(spoilt, work, given, says):
     given = dict(preset='tiny', data='postcards', steps=2) | given
     given['data'] = spoilt.get(given['data'], given['data'])
     out = spoilt['file']/'ae' if given.pop('out', None) else work/'refused'
     assert says in refused(run(*TRAIN, 'autoencoder', *flags(given), '--out', out))
     assert not (work/'refused').exists()
+
+
+def test_resume_with_other_settings(ae): # the differences, all of them
+    line = refused(run(*TRAIN, 'autoencoder', *TINY, '--steps', 6, '--lr', .01, '--out', ae, '--resume'))
+    assert 'steps: 4 then, 6 now' in line and 'lr: 0.002 then, 0.01 now' in line
+    assert 'add --resume' in refused(run(*TRAIN, 'autoencoder', *TINY, '--steps', 4, '--out', ae))
+
+
+def test_a_folder_smaller_than_a_batch(work): # warns, and trains all the same; with a prepared batch ahead it is the same run
+    (work/'two').mkdir()
+    for k in range(2): Image.new('RGB', (64, 64), (k*200, 40, 90)).save(work/'two'/f'{k}.png')
+    words = [*TRAIN, 'autoencoder', '--preset', 'tiny', '--data', work/'two', '--steps', 3, '--precision', 'fp32', '--tracker', 'none', '--quiet', '--out']
+    r = run(*words, work/'few')
+    assert r.returncode == 0 and 'warning: 2 picture(s) for batches of 4' in r.stderr, r.stderr
+    assert run(*words, work/'ahead', '--workers', 2).returncode == 0
+    a, b = (load_file(work/k/'model.safetensors') for k in ('few', 'ahead'))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_dry_run_says_what_it_would_take(work):
+    r = run(*TRAIN, 'diffusion', '--preset', 'tiny', '--dry-run', '--out', work/'dry')
+    assert r.returncode == 0 and 'ten timed steps on cpu' in r.stdout and not (work/'dry').exists(), r.stdout + r.stderr
+    r = run(*TRAIN, 'diffusion', '--preset', 'paper', '--dry-run', '--on', 'v100', '--out', work/'dry')
+    assert r.returncode == 0 and '872.30M' in r.stdout and 'does not fit' in r.stdout, r.stdout + r.stderr
+    assert 'h200' in refused(run(*TRAIN, 'diffusion', '--preset', 'tiny', '--dry-run', '--on', 'abacus', '--out', work/'dry'))
 
 
 def test_train_names_what_it_skips(spoilt, work): # the count and the name of what is no image, before the refusal

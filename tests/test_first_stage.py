@@ -23,15 +23,15 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, monkeypatch):
     step = int(os.environ.get('KILL_AT', 0)) or random.randint(1, 199)
     whole = train_autoencoder(tmp_path/'whole', **EVERYTHING)
     once = recipes.Trainer.one_step
-    def die(self):
+    def die(self, feed):
         if self.step == step: raise Killed
-        return once(self)
+        return once(self, feed)
     monkeypatch.setattr(recipes.Trainer, 'one_step', die)
     with pytest.raises(Killed): train_autoencoder(tmp_path/'cut', **EVERYTHING)
     monkeypatch.setattr(recipes.Trainer, 'one_step', once)
     again = train_autoencoder(tmp_path/'cut', resume=True, **EVERYTHING)
     for k, v in whole.state_dict().items(): assert torch.equal(v, again.state_dict()[k]), (step, k)
-    a, b = (torch.load(tmp_path/f/'checkpoint.pt', weights_only=True) for f in ('whole', 'cut'))
+    a, b = (torch.load(tmp_path/f/'checkpoints'/'step-0000200.pt', weights_only=True) for f in ('whole', 'cut'))
     assert a['second']['adversary']['step'] == 200 and a['second']['dead_codes']['restarted'] > 0
     same(a | dict(seconds=0), b | dict(seconds=0), f'killed at {step}')
     assert [json.loads(o)['step'] for o in (tmp_path/'cut'/'log.jsonl').read_text().splitlines()] == [50, 100, 150, 200]

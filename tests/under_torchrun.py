@@ -1,0 +1,55 @@
+"What test_processes.py starts under torchrun: one float64 step or a short float32 run of a text model in small, or a process that dies."
+import os
+import signal
+import sys
+
+import torch
+from ldm_nb.autoencoder import Autoencoder
+from ldm_nb.conditions import make_embedder, make_unet
+from ldm_nb.core import LatentDiffusion
+from ldm_nb.recipes import diffusion_loss, trained_parts
+from ldm_nb.training import Draws, Trainer, batch_indices, feed, generator, make_accelerator
+
+BATCH = 8
+
+
+def small(dtype) -> tuple: # (trained parts, loss, batch) of a model whose every part has random weights
+    torch.manual_seed(0)
+    ae = Autoencoder(ch=8, ch_mult=(1, 2), num_res_blocks=1, groups=4)
+    embedder = make_embedder('text', dict(caption=[]), ae, dim=16, depth=1, pooled=True)
+    net = make_unet(embedder, ae.z_ch, ch=16, groups=4, heads=2)
+    torch.nn.init.normal_(net.conv_out.weight, 0, .05)                         # it starts at 0, and would let no gradient through
+    ldm = LatentDiffusion(ae, net, embedder, kind='v').to(dtype).train()
+    captions = embedder.prepare(['a red house at night', 'a summer hill', 'sunset, snowy, blue house, clouds', 'a spring landscape at dawn']*8)
+    latents = torch.randn(32, 4, 8, 8, generator=generator(5), dtype=dtype)
+    def batch(step, part):
+        i, draws = batch_indices(32, BATCH, 0, step)[part], Draws(generator(0, 8, step), BATCH, part)
+        t = draws.each(lambda n, rng: torch.randint(1000, (n,), generator=rng))
+        return latents[i], t, draws((len(i), 4, 8, 8)).to(dtype), captions[i]
+    return trained_parts(ldm), diffusion_loss(ldm), batch
+
+
+def gradient(accumulate: int) -> dict: # of one step, before it is clipped
+    parts, loss, batch = small(torch.float64)
+    run = Trainer(parts, loss, batch, 1, batch_size=BATCH, accumulate=accumulate, clip=float('inf'), accelerator=make_accelerator('cpu', 'fp32'))
+    run.opt.step = lambda: None
+    value = run.one_step(feed(batch, run.parts, 1))
+    return dict(loss=value, processes=run.accelerator.num_processes, gradient=torch.cat([p.grad.flatten() for p in run.params]))
+
+
+def curve(steps: int = 60, die_at: tuple | None = None) -> dict: # die_at: (process, step)
+    parts, loss, batch = small(torch.float32)
+    run = Trainer(parts, loss, batch, steps, batch_size=BATCH, accelerator=make_accelerator('cpu', 'fp32'))
+    losses = []
+    for step, value in run:
+        losses.append(value)
+        if die_at == (run.accelerator.process_index, step): os.kill(os.getpid(), signal.SIGKILL)
+    return dict(processes=run.accelerator.num_processes, losses=losses)
+
+
+if __name__ == '__main__':
+    what, out = sys.argv[1:3]
+    torch.set_num_threads(1)
+    if what == 'die': curve(100_000, die_at=(1, 5))
+    result = dict(gradient=gradient(1), halves=gradient(2), curve=curve())
+    if int(os.environ['RANK']) == 0: torch.save(result, out)
