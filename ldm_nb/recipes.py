@@ -105,7 +105,7 @@ def first_stage(s: dict, # as `settle` gives it
     "A new first stage. Raises `ValueError` for what cannot be."
     if f not in (1, 2, 4, 8, 16, 32): raise ValueError(f'f={f}: expected 1, 2, 4, 8, 16 or 32')
     if regulariser not in ('kl', 'vq'): raise ValueError(f'regulariser={regulariser!r}: expected kl or vq')
-    if regulariser == 'vq' and s.get('codes', 1024) < 2: raise ValueError(f'codes={s["codes"]}: expected at least 2')
+    if regulariser == 'vq' and s.get('codes', 1024) < 2: raise ValueError(f'codes={s["codes"]}: expected at least 2 codes')
     if s['crop'] > s['size']: raise ValueError(f'training crops of {s["crop"]} pixels from pictures of {s["size"]}: choose a smaller --crop')
     if s['crop'] % f: raise ValueError(f'f={f} does not divide the training crops of {s["crop"]} pixels: choose another --crop')
     levels = f.bit_length()
@@ -184,12 +184,11 @@ def train_diffusion(out: str | Path, # folder for checkpoints/, log.jsonl, sampl
     with acc.main_process_first():
         images = load_images(data, s['size'], s['n'], s['seed'])
         moments = cached_latents(ae, ae_hash, images['image'], acc.device, quiet=quiet)
-    out = writable_folder(out)
     count(len(moments), s)
     torch.manual_seed(s['seed'])
     own_words = (tokenizer or ('shipped' if data == 'postcards' else 'captions')) == 'captions'
     vocab = train_tokenizer(images['caption']) if own_words and 'caption' in images else None
-    embedder = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab)
+    embedder, out = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab), writable_folder(out)
     net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc.device)
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), kind, s['size'], shared_first_stage(autoencoder))
     part = torch.nn.ModuleDict(dict(net=net) | (dict(embedder=embedder) if embedder else {}))
@@ -522,8 +521,10 @@ def save_grid(x: torch.Tensor, out: Path, captions: list | None = None):
     "Write pictures as one grid, captions beneath, atomically."
     import matplotlib
     matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
     fig = show_images(x, captions, ncol=min(len(x), 4 if captions else 8), width=8)
     with atomic_path(out) as p: fig.savefig(p, dpi=150, format=image_format(out))
+    plt.close(fig)
 
 # %% ../nbs/11a_recipes.ipynb #dd5d0d68
 def demo(out: str | Path = 'demo.png', # the picture to write

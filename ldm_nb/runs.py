@@ -79,7 +79,7 @@ PRESETS = dict(
                    kl_weight=1e-6, perceptual='lpips', adversary_start=50001, rate='constant', channels_last=True, workers=8, save_every=5000)),
     diffusion=dict(
         tiny=dict(model=dict(ch=32, groups=8), embedder=dict(dim=64, depth=1, pooled=True), n=500, size=64, batch_size=4, steps=20, lr=1e-3, save_every=10),
-        speedrun=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=0, pooled=True), n=15000, size=64, batch_size=16, steps=5000, lr=1.5e-3),
+        speedrun=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=0, pooled=True), n=15000, size=64, batch_size=16, steps=7000, lr=1.5e-3),
         laptop=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=2, pooled=True), n=30000, size=64, batch_size=16, steps=11500, lr=1.5e-3),
         gpu=dict(model=dict(ch=128, ch_mult=(1, 2, 3), attn_factors=(2, 4), groups=32), embedder=dict(dim=256, depth=4, pooled=True), n=60000, size=64,
                  batch_size=128, steps=30000, lr=5e-4, ema=.999, channels_last=True, compile=True, workers=4),
@@ -140,7 +140,7 @@ def run(trainer: Trainer, resume: bool = False, # go on from the checkpoint, if 
                 seen = dict(loss=loss, mean=trainer.mean) | getattr(trainer.second, 'said', {}) | (watch() if watch and saved else {})
                 if seen.get('score', -float('inf')) > log.best('score'): trainer.save('best.pt')
                 log.write(step=step, seconds=round(trainer.seconds, 1), **seen)
-                acc.log(dict(seen, step=step), step=step)
+                acc.log(seen, step=step)
                 if saved and not quiet: bar.write('step %d: %s' % (step, ', '.join(f'{k} {v:.4g}' for k, v in seen.items())))
             if agreed(acc, stop.asked) and trainer.step < trainer.steps: break
     if plot: plot.draw()

@@ -23,7 +23,7 @@ JUDGED = 9000                                               # seed of the captio
 FIXED = 'a red house on a summer hill at noon, with two trees and mountains'  # the picture that is watched as it emerges
 
 def judge(ldm: LatentDiffusion, n: int = 256, # fresh captions
-          steps: int = 20, guidance: float = 3., seed: int = JUDGED # of sampling
+          steps: int = 20, guidance: float = 5., seed: int = JUDGED # of sampling
     ) -> dict: # question -> share of right answers; 'all' counts every question
     "Draw what `n` unseen captions ask for and let the reader say how much of it is there."
     ds = Postcards(n, ldm.size, seed)
@@ -71,7 +71,7 @@ def speedrun(out: str | Path, # a new folder: ae/, text/, clock.jsonl, emerging.
     accuracy = judge(ldm, n)
     rows.append(clock.note('judged', **accuracy))
     strip(frames, out/'emerging.png')
-    return report(out, dict(seed=seed, preset=preset, captions=n, device=ldm.device.type), accuracy, rows)
+    return report(out, dict(seed=seed, preset=preset, captions=n, guidance=5., device=ldm.device.type), accuracy, rows)
 
 # %% ../nbs/11b_speedrun.ipynb #04f7c910
 def strip(frames: list, # of (3, h, w) in [-1, 1]

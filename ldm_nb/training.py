@@ -144,7 +144,10 @@ def make_accelerator(device: str | torch.device | None = None, # as `pick_device
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)                # another run of the same process may have had another device
     if device.type == 'cuda' and device.index is not None and alone: torch.cuda.set_device(device)
-    return Accelerator(mixed_precision=PRECISIONS[precision], cpu=device.type == 'cpu', log_with=tracker, project_dir=out)
+    acc = Accelerator(mixed_precision=PRECISIONS[precision], cpu=device.type == 'cpu', log_with=tracker, project_dir=out)
+    if acc.distributed_type not in ('NO', 'MULTI_CPU', 'MULTI_GPU'):
+        raise ValueError(f'{acc.distributed_type}: here every process holds the whole model (data parallel): start with torchrun')
+    return acc
 
 class Objective(nn.Module):
     "Model and loss as one module: what a wrapper for several processes must see."
