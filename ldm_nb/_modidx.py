@@ -139,7 +139,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                              'ldm_nb.core.two_sides': ('core.html#two_sides', 'ldm_nb/core.py'),
                              'ldm_nb.core.whole': ('core.html#whole', 'ldm_nb/core.py')},
             'ldm_nb.cost': { 'ldm_nb.cost.activation_bytes': ('cost.html#activation_bytes', 'ldm_nb/cost.py'),
-                             'ldm_nb.cost.ahead': ('cost.html#ahead', 'ldm_nb/cost.py'),
                              'ldm_nb.cost.count_flops': ('cost.html#count_flops', 'ldm_nb/cost.py'),
                              'ldm_nb.cost.device_facts': ('cost.html#device_facts', 'ldm_nb/cost.py'),
                              'ldm_nb.cost.leaves': ('cost.html#leaves', 'ldm_nb/cost.py'),

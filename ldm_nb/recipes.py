@@ -301,7 +301,9 @@ AUTOENCODER_OPTIONS = [('z-ch', int, 'channels of the latent (default 4)'), ('co
 
 SWITCHES = ('accumulate', 'workers', 'save_every', 'log_every', 'keep', 'checkpointing', 'channels_last', 'compile')    # of every stage
 
-def is_first() -> bool: return int(os.environ.get('RANK', 0)) == 0         # of the processes of a run
+def is_first() -> bool:
+    "Whether this is the first process of a run."
+    return int(os.environ.get('RANK', 0)) == 0
 
 def train_parser() -> Parser: # of ldm-train
     "What `ldm-train` understands."
@@ -380,6 +382,7 @@ def dry_run(stage: str, out, preset, device, precision, data='postcards', autoen
     else: time_steps(stage, s, ae, condition, f, regulariser, acc, memory['total'])
     print(f'would write to {out}. Nothing was written.')
 
+# %% ../nbs/11a_recipes.ipynb #478531c3
 def untrained(stage: str, s: dict, ae, condition: str, f: int, regulariser: str) -> torch.nn.ModuleDict: # name -> network
     "What a stage would train."
     if stage == 'reader': return torch.nn.ModuleDict(dict(reader=Reader(**s['model'])))
@@ -400,12 +403,14 @@ def made_up(stage: str, s: dict, ae, model: torch.nn.ModuleDict, n: int): # n: r
         return torch.zeros(n, s['size'], s['size'], dtype=torch.int16) if e.kind == 'map' else torch.zeros(n, e.concat_ch, side, side)
     return torch.randn(n, ae.z_ch, side, side), torch.full((n,), 500), rows(model['embedder']) if 'embedder' in model else None
 
-def made_up_loss(model: torch.nn.ModuleDict, batch, draws=None): # scalar, of what every number of the model takes part in
+def made_up_loss(model: torch.nn.ModuleDict, batch, draws=None) -> torch.Tensor: # a batch of `made_up` -> scalar
+    "A loss in which every weight of the model takes part."
     if 'net' in model: return model['net'](batch[0], batch[1], model['embedder'](batch[2]) if 'embedder' in model else None).float().square().mean()
     out = next(iter(model.values()))(batch)
     parts = list(out.values()) if isinstance(out, dict) else [out[0]] if 'autoencoder' in model else list(out)
     return sum(v.float().square().mean() for v in (u for p in parts for u in (p.values() if isinstance(p, dict) else [p])))
 
+# %% ../nbs/11a_recipes.ipynb #c4eec6a3
 def time_steps(stage, s, ae, condition, f, regulariser, acc, needs: int): # as in `dry_run`; bytes
     "Ten steps, timed, on the device at hand; or why not."
     facts = this_machine(acc.device, rounds=1)

@@ -158,7 +158,8 @@ def begin(trainer: Trainer, resume: bool):
         raise ValueError(f'{trainer.out} holds the checkpoints of an earlier run: add --resume to go on from them, or choose another --out')
     trainer.accelerator.wait_for_everyone()                                 # before the first of them writes
 
-def agreed(acc: Accelerator, asked: bool) -> bool: # whether any process was asked: all must stop after the same step
+def agreed(acc: Accelerator, asked: bool) -> bool:
+    "Whether any process was asked to stop: then all must, after the same step."
     return asked if acc.num_processes == 1 else acc.reduce(torch.tensor(float(asked), device=acc.device)).item() > 0
 
 class Log:

@@ -38,6 +38,7 @@ def shared_norms(modules: list, stats: dict, seen: dict, inside): # inside(h): t
         for h in handles: h.remove()
 
 def finished(seen: dict) -> dict: # norm -> (mean, variance), each (groups,)
+    "Sums over all tiles to the statistics of the whole picture."
     return {m: (s[0]/s[2], (s[1]/s[2] - (s[0]/s[2])**2).clamp(min=0)) for m, s in seen.items()}
 
 # %% ../nbs/04a_tiles.ipynb #bc765d7c

@@ -215,7 +215,7 @@ class Trainer:
         self.lr, self.rate, self.clip, self.seed, self.explodes = lr, RATES[rate], clip, seed, explodes
         self.params = [p for p in model.parameters() if p.requires_grad]
         opt = torch.optim.AdamW(self.params, lr, betas=betas, weight_decay=weight_decay, fused=self.device.type in ('cpu', 'cuda'))
-        self.ema, self.second, self.step, self.seconds, self.waited = EMA(model, ema), second, 0, 0., 0.
+        self.ema, self.second, self.step, self.seconds = EMA(model, ema), second, 0, 0.
         self.objective, self.opt = acc.prepare(Objective(model, loss), opt)
         self.settings = dict(lr=lr, rate=rate, betas=list(betas), weight_decay=weight_decay, clip=clip, ema=ema, seed=seed, precision=self.precision,
                              steps=steps, batch_size=batch_size, **(settings or {}))
@@ -228,9 +228,7 @@ class Trainer:
         self.opt.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for part in self.parts:
-            start = time.perf_counter()
             batch = send_to_device(next(feed), self.device, non_blocking=True)
-            self.waited += time.perf_counter() - start
             draws = Draws(generator(self.seed, 3, self.step), self.batch_size, part)
             last = part is self.parts[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):

@@ -15,13 +15,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ldm_nb.autoencoder import load_autoencoder
 from ldm_nb.conditioning import TextEmbedder
 from ldm_nb.conditions import make_unet, shipped_vocab
-from ldm_nb.cost import activation_bytes, ahead, make_step, median_seconds, memory_estimate
+from ldm_nb.cost import activation_bytes, make_step, median_seconds, memory_estimate
 from ldm_nb.data import Postcards
 from ldm_nb.diffusion import DiffusionLoss, Schedule, draw_t
 from ldm_nb.files import atomic_path
 from ldm_nb.pretrained import unet_from_diffusers
 from ldm_nb.runs import settle
-from ldm_nb.training import generator, pick_device
+from ldm_nb.training import feed, generator, pick_device
 from ldm_nb.unet import Cond
 
 PRESET = settle('diffusion', 'laptop')
@@ -42,15 +42,18 @@ class Job:
         text = TextEmbedder(shipped_vocab(), **PRESET['embedder'])
         return nn.ModuleDict(dict(net=make_unet(text, self.shape[1] if hasattr(self, 'shape') else 4, **PRESET['model'] | more), text=text)).to(self.device)
 
-    def batch(self, step):
+    def batch(self, step): return self.move(self.made(step))
+
+    def move(self, batch): return [v.to(self.device) for v in batch]
+
+    def made(self, step): # on the CPU
         rng = generator(0, 4, step)
-        parts = (torch.randn(self.shape, generator=rng), self.ids[torch.randint(256, (self.n,), generator=rng)], draw_t(self.n, 1000, rng),
-                 torch.randn(self.shape, generator=rng))
-        return [v.to(self.device) for v in parts]
+        return [torch.randn(self.shape, generator=rng), self.ids[torch.randint(256, (self.n,), generator=rng)], draw_t(self.n, 1000, rng),
+                torch.randn(self.shape, generator=rng)]
 
     def loaded(self, step): # as a run does that renders its pictures as it goes
         torch.stack([self.cards[i]['image'] for i in torch.randint(256, (self.n,), generator=generator(0, 9, step)).tolist()])
-        return self.batch(step)
+        return self.made(step)
 
     def loss(self, model, b):
         z0, ids, t, eps = b
@@ -68,13 +71,15 @@ def average(model, decay=.995, one_by_one=False): # -> what `make_step` calls af
 def bars(job, rounds, compiled): # rows for the chart
     base, model = dict(bf16=True, fused=True), job.fresh
     last = lambda step: [v.to(memory_format=torch.channels_last) if v.ndim == 4 else v for v in job.batch(step)]
+    behind = feed(lambda step, part: job.loaded(step), [slice(0, job.n)], 10**9, workers=1)
     quarter = lambda step: [v[:job.n//4] for v in job.batch(step)]
     ways = [('plain', model(), job.batch, {}), ('+ bf16', model(), job.batch, dict(bf16=True)), ('+ bf16, fused AdamW', model(), job.batch, base),
             ('channels-last', model().to(memory_format=torch.channels_last), last, base), ('clipping', model(), job.batch, base | dict(clip=1.)),
             ('average, tensor by tensor', m := model(), job.batch, base | dict(after=average(m, one_by_one=True))),
             ('average, all in one call', m := model(), job.batch, base | dict(after=average(m))),
             (f'4 x {job.n//4} accumulated', model(), quarter, base | dict(accumulate=4)), ('checkpointing', model(checkpoint=True), job.batch, base),
-            ('loading in turn', model(), job.loaded, base), ('loading in the background', model(), ahead(job.loaded), base)]
+            ('loading in turn', model(), lambda step: job.move(job.loaded(step)), base),
+            ('loading in the background', model(), lambda step: job.move(next(behind)), base)]
     if compiled: ways.insert(4, ('compiled', m := model(), job.batch, base)); m['net'].compile()
     steps = {name: make_step(m, job.loss, b, **how) for name, m, b, how in ways}
     seconds, out = median_seconds(steps, rounds, job.device), []
