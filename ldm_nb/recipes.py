@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'AUTOENCODER_OPTIONS', 'SWITCHES', 'train_reader', 'train_autoencoder', 'count', 'first_stage',
            'start_from', 'first_stage_loss', 'keep_back', 'look', 'show_tracker', 'train_diffusion', 'diffusion_batch',
-           'diffusion_loss', 'averaged_copy', 'trained_parts', 'sketch', 'loss_by_t', 'plot_loss', 'Parser', 'guarded',
+           'diffusion_loss', 'with_parts', 'trained_parts', 'sketch', 'loss_by_t', 'plot_loss', 'Parser', 'guarded',
            'is_first', 'train_parser', 'train_command', 'dry_run', 'untrained', 'made_up', 'made_up_loss', 'time_steps',
            'print_estimate', 'sample_parser', 'sample_command', 'asked_for', 'open_picture', 'parse_layout',
            'writable_file', 'image_format', 'save_grid', 'demo', 'main', 'demo_command']
@@ -40,7 +40,7 @@ def train_reader(out: str | Path, # folder for checkpoints/, log.jsonl, config.j
                  tracker: str | None = None, live: bool = False, # as in `make_accelerator`, `run`
                  **override # as in `settle`
     ) -> Reader | None:
-    "Train the attribute reader on postcards. None if it was stopped."
+    "Train the attribute reader on postcards. None if it was stopped, and on all processes but the first."
     s, acc = settle('reader', preset, **override), make_accelerator(device, precision, out, tracker)
     with acc.main_process_first(): data = load_images('postcards', s['size'], s['n'], s['seed'])
     out = writable_folder(out)
@@ -48,12 +48,11 @@ def train_reader(out: str | Path, # folder for checkpoints/, log.jsonl, config.j
         i = batch_indices(s['n'], s['batch_size'], s['seed'], step)[part]
         return dict(image=data['image'][i], map=data['map'][i], attributes={k: v[i] for k, v in data['attributes'].items()})
     torch.manual_seed(s['seed'])
-    trainer = make_trainer(make_fast(Reader(**s['model']), s, acc.device), reader_loss, batch, s, out, acc)
+    trainer = make_trainer(make_fast(Reader(**s['model']), s, acc), reader_loss, batch, s, out, acc)
     if not run(trainer, resume, quiet, log_every=s['log_every'], live=live): return
-    reader = trainer.model
-    reader.load_state_dict(trainer.averaged())
-    if not acc.is_main_process: return reader.eval()
-    measured = reader_accuracy(reader.eval(), load_images('postcards', s['size'], 2000, s['seed'] + 1))
+    reader = trainer.averaged_model()
+    if not acc.is_main_process: return
+    measured = reader_accuracy(reader, load_images('postcards', s['size'], 2000, s['seed'] + 1))
     save_reader(reader, out, torch.float16, **card(trainer, spell('reader', out, preset, override), held_out={k: round(v, 4) for k, v in measured.items()}))
     print('held out:', {k: round(v, 4) for k, v in measured.items()})
     return reader
@@ -67,7 +66,7 @@ def train_autoencoder(out: str | Path, # folder for checkpoints/, log.jsonl, rec
                       tracker: str | None = None, live: bool = False, # as in `make_accelerator`, `run`
                       **override # as in `settle`; besides z_ch, codes, crop and the names in `FIRST_STAGE`
     ) -> Autoencoder | None:
-    "Train a first stage on crops, then measure its latent scale. None if it was stopped."
+    "Train a first stage on crops, then measure its latent scale. None if it was stopped, and on all processes but the first."
     s, acc = settle('autoencoder', preset, **override), make_accelerator(device, precision, out, tracker)
     with acc.main_process_first(): images = load_images(data, s['size'], s['n'], s['seed'])['image']
     out = writable_folder(out)
@@ -79,12 +78,13 @@ def train_autoencoder(out: str | Path, # folder for checkpoints/, log.jsonl, rec
     objective = first_stage_loss(s, acc.device, bool(ae.codebook), acc.num_processes)
     named = {k: s[k] for k in FIRST_STAGE if k in s}
     batch = crops(images, s['crop'], s['batch_size'], s['seed'])
-    trainer = make_trainer(make_fast(ae, s, acc.device), objective, batch, s, out, acc, objective, crop=s['crop'], data=data, init=init, **named)
-    if not run(trainer, resume, quiet, lambda: look(trainer, fresh, out/'reconstructions.png'), s['log_every'], live): return
-    ae.load_state_dict(trainer.averaged())
-    if not acc.is_main_process: return ae.eval()
+    second = objective if objective.adversary or objective.dead_codes else None
+    trainer = make_trainer(make_fast(ae, s, acc), objective, batch, s, out, acc, second, crop=s['crop'], data=data, init=init, **named)
+    if not run(trainer, resume, quiet, lambda model: look(model, trainer, fresh, out/'reconstructions.png'), s['log_every'], live): return
+    ae = trainer.averaged_model()
+    if not acc.is_main_process: return
     some = images[torch.randperm(len(images), generator=generator(s['seed'], 7))[:2048]]
-    measure_scale(ae.eval(), (to_float(part).to(acc.device) for part in some.split(64)))
+    measure_scale(ae, (to_float(part).to(acc.device) for part in some.split(64)))
     score = {k: round(mean_psnr(ae, v), 2) for k, v in fresh.items()}
     command = spell('autoencoder', out, preset, override, data=data, f=f, regulariser=regulariser, init=init)
     save_autoencoder(ae, out, torch.float16, **card(trainer, command, data=data, psnr=score))
@@ -149,10 +149,10 @@ def keep_back(images: torch.Tensor, data: str, s: dict) -> tuple[torch.Tensor, d
     k = min(200, len(images)//20)
     return (images[k:], {'pictures kept back': images[:k]}) if k else (images, {'training pictures': images})
 
-def look(trainer: Trainer, fresh: dict, path: Path) -> dict: # name -> dB
-    "Draw pictures above their reconstructions by the averaged weights, and measure them."
-    ae = copy.deepcopy(trainer.model).eval()
-    ae.load_state_dict(trainer.averaged())
+def look(ae: Autoencoder, # with the averaged weights
+         trainer: Trainer, fresh: dict, path: Path # that made it; as `keep_back` gives it; the picture to write
+    ) -> dict: # name -> dB
+    "Draw pictures above their reconstructions, and measure them."
     some = torch.cat([to_float(v[:8//len(fresh)]) for v in fresh.values()])
     with torch.no_grad(): y = ae.reconstruct(some.to(trainer.device)).cpu()
     save_grid(torch.cat([some, y]), path)
@@ -178,7 +178,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints/, log.jsonl, sampl
                     tracker: str | None = None, live: bool = False, # as in `make_accelerator`, `run`
                     **override # as in `settle`
     ) -> LatentDiffusion | None:
-    "Train a latent diffusion model on a first stage. None if it was stopped."
+    "Train a latent diffusion model on a first stage. None if it was stopped, and on all processes but the first."
     s, acc = settle('diffusion', preset, **override), make_accelerator(device, precision, out, tracker)
     ae, ae_hash = load_autoencoder(autoencoder).requires_grad_(False).to(acc.device), weights_hash(find_pretrained(autoencoder))
     with acc.main_process_first():
@@ -189,19 +189,21 @@ def train_diffusion(out: str | Path, # folder for checkpoints/, log.jsonl, sampl
     own_words = (tokenizer or ('shipped' if data == 'postcards' else 'captions')) == 'captions'
     vocab = train_tokenizer(images['caption']) if own_words and 'caption' in images else None
     embedder, out = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab), writable_folder(out)
-    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc.device)
+    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), kind, s['size'], shared_first_stage(autoencoder))
-    part = torch.nn.ModuleDict(dict(net=net) | (dict(embedder=embedder) if embedder else {}))
+    part = trained_parts(ldm)
     if init: start_from(part, init)
     if {'inpaint', 'x4'} & set(condition.split('+')): s['workers'] = 0                             # made on the device, which workers cannot use
     batch, loss = diffusion_batch(moments, training_rows(embedder, images, ae), s, focus), diffusion_loss(ldm)
     trainer = make_trainer(part, loss, batch, s, out, acc, autoencoder=ae_hash, condition=condition, kind=kind, focus=focus, data=data, init=init)
     see = watch or sketch(images, loss, batch, out, trainer)
-    if not run(trainer, resume, quiet, lambda: see(averaged_copy(ldm, trainer), trainer.step), s['log_every'], live): return
-    part.load_state_dict(trainer.averaged())
+    if not run(trainer, resume, quiet, lambda model: see(with_parts(ldm, model), trainer.step), s['log_every'], live): return
+    part = trainer.averaged_model()
+    if not acc.is_main_process: return
     command = spell('diffusion', out, preset, override, data=data, autoencoder=autoencoder, condition=condition, init=init, tokenizer=tokenizer)
-    if acc.is_main_process: ldm.eval().save_pretrained(out, torch.float16, **card(trainer, command, data=data))
-    return ldm.eval()
+    ldm = with_parts(ldm, part)
+    ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data))
+    return ldm
 
 def diffusion_batch(moments: LatentCache, rows, # of `training_rows`
                     s: dict, focus: float # as `settle` gives it; as in `draw_t`
@@ -224,13 +226,12 @@ def diffusion_loss(ldm: LatentDiffusion): # (its network and embedder, a batch o
         return each.mean() if mean else each
     return loss
 
-def averaged_copy(ldm: LatentDiffusion, # in training
-                  trainer: Trainer # of its network and embedder
+def with_parts(ldm: LatentDiffusion, # in training
+               parts: torch.nn.ModuleDict # as of `trained_parts`, with the averaged weights
     ) -> LatentDiffusion: # in evaluation mode
-    "A copy of the model that has the averaged weights."
-    twin = copy.deepcopy(ldm).eval()
-    trained_parts(twin).load_state_dict(trainer.averaged())
-    return twin
+    "The model with these parts in place of its own, beside the same first stage."
+    swap = {id(ldm.autoencoder): ldm.autoencoder, id(ldm.net): parts['net']} | ({id(ldm.embedder): parts['embedder']} if 'embedder' in parts else {})
+    return copy.deepcopy(ldm, swap).eval()
 
 def trained_parts(ldm: LatentDiffusion) -> torch.nn.ModuleDict: # net, and embedder if there is one
     "What the second stage trains."
@@ -418,7 +419,7 @@ def time_steps(stage, s, ae, condition, f, regulariser, acc, needs: int): # as i
         return print(f'{acc.device} has {facts["memory"]/1e9:.0f} GB: it does not fit. Try --accumulate, --checkpointing, or --on DEVICE')
     torch.manual_seed(0)
     model = untrained(stage, s, ae, condition, f, regulariser)
-    for m in model.values(): make_fast(m, s, acc.device)
+    for m in model.values(): make_fast(m, s, acc)
     batch = lambda step, part: made_up(stage, s, ae, model, part.stop - part.start)
     trainer = Trainer(model, made_up_loss, batch, 12, batch_size=s['batch_size'], accumulate=s['accumulate'], accelerator=acc, explodes=None)
     seconds = []

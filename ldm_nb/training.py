@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PRECISIONS', 'seed_of', 'generator', 'batch_indices', 'Draws', 'pieces', 'EMA', 'one_cycle', 'constant',
-           'scaled_rate', 'pick_device', 'has_fast_bf16', 'make_accelerator', 'Objective', 'Pieces', 'ignore_signals',
-           'feed', 'Trainer', 'checkpoints', 'latest', 'differences', 'too_large']
+           'scaled_rate', 'pick_device', 'has_fast_bf16', 'make_accelerator', 'fsdp_plugin', 'gathered', 'part_of',
+           'Objective', 'Pieces', 'ignore_signals', 'feed', 'Trainer', 'checkpoints', 'latest', 'differences',
+           'too_large']
 
 # %% ../nbs/10_training.ipynb #0c1b98a8
-import contextlib, math, signal, time, warnings
+import contextlib, copy, math, os, signal, time, warnings
 from pathlib import Path
 import numpy as np
 import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 from .files import atomic_path, writable_folder
@@ -85,10 +86,11 @@ class EMA:
     def update(self, model: nn.Module):
         self.updates += 1
         d = min(self.decay, (1 + self.updates)/(10 + self.updates))
-        now = model.state_dict()
+        here = lambda state: {k: v.to_local() if hasattr(v, 'to_local') else v for k, v in state.items()}      # this process's part, where it has one
+        own, now = here(self.state), here(model.state_dict())
         floats = [k for k, v in now.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.state[k] for k in floats], [now[k] for k in floats], 1 - d)
-        for k in now.keys() - set(floats): self.state[k].copy_(now[k])
+        torch._foreach_lerp_([own[k] for k in floats], [now[k] for k in floats], 1 - d)
+        for k in now.keys() - set(floats): own[k].copy_(now[k])
 
 # %% ../nbs/10_training.ipynb #51835951
 def one_cycle(step: int, steps: int, # the current step and how many there will be
@@ -136,18 +138,43 @@ def make_accelerator(device: str | torch.device | None = None, # as `pick_device
                      precision: str | None = None, # a key of `PRECISIONS`; None: bf16 where the device is fast at it
                      out: Path | None = None, tracker: str | None = None # where and by what numbers are tracked, e.g. 'tensorboard'
     ) -> Accelerator:
-    "One accelerator for a run. Raises `ValueError` for a device or a precision that is not there."
+    "One accelerator for a run. Raises `ValueError` for a device, a precision or a way to share a model out that is not there."
     device = pick_device(device)
     precision = precision or ('bf16' if has_fast_bf16(device) else 'fp32')
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: expected {", ".join(PRECISIONS)}')
     if precision == 'fp16' and device.type != 'cuda': raise ValueError(f'fp16 works on a cuda device, which scales gradients, not on {device.type}: use bf16')
+    plugin = fsdp_plugin(precision)
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)                # another run of the same process may have had another device
     if device.type == 'cuda' and device.index is not None and alone: torch.cuda.set_device(device)
-    acc = Accelerator(mixed_precision=PRECISIONS[precision], cpu=device.type == 'cpu', log_with=tracker, project_dir=out)
-    if acc.distributed_type not in ('NO', 'MULTI_CPU', 'MULTI_GPU'):
-        raise ValueError(f'{acc.distributed_type}: here every process holds the whole model (data parallel): start with torchrun')
+    acc = Accelerator(mixed_precision=PRECISIONS[precision], cpu=device.type == 'cpu', log_with=tracker, project_dir=out, fsdp_plugin=plugin)
+    if plugin and acc.num_processes > 1:                                    # accelerate does so on GPUs alone, and elsewhere runs DDP without a word
+        acc.state.fsdp_plugin = plugin
+        for state in (PartialState(), acc.state): state.distributed_type = DistributedType.FSDP
+    if acc.distributed_type not in ('NO', 'MULTI_CPU', 'MULTI_GPU', 'FSDP'):
+        raise ValueError(f'{acc.distributed_type} is not known here: start with torchrun, or accelerate launch with --multi_gpu or --use_fsdp')
     return acc
+
+def fsdp_plugin(precision: str) -> FullyShardedDataParallelPlugin | None: # a key of `PRECISIONS`; None: every process holds the whole model
+    "What `accelerate launch --use_fsdp` asks for. Raises `ValueError` for what is not offered."
+    if os.environ.get('ACCELERATE_USE_FSDP', '').lower() != 'true': return None
+    if os.environ.get('FSDP_VERSION', '1') != '2': raise ValueError('the first version of FSDP is not offered: add --fsdp_version 2 to accelerate launch')
+    if precision == 'fp16': raise ValueError('fp16 with FSDP is not offered, its scaled gradients were never checked in pieces: use --precision bf16')
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy(), cpu_ram_efficient_loading=False)     # autocast, as everywhere
+
+def gathered(state, keep: bool = True): # nested dicts of tensors, of which a process may hold a part; whether to keep the whole ones, on the CPU
+    "The same with whole tensors. Where there are parts, every process must call it."
+    if isinstance(state, dict): return {k: gathered(v, keep) for k, v in state.items()}
+    if not hasattr(state, 'full_tensor'): return state
+    whole = state.full_tensor()
+    return whole.cpu() if keep else None
+
+def part_of(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor: # of which a process may hold a part
+    "What this process holds of a whole tensor."
+    from torch.distributed.tensor import distribute_tensor
+    if not hasattr(like, 'full_tensor'): return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 class Objective(nn.Module):
     "Model and loss as one module: what a wrapper for several processes must see."
@@ -208,15 +235,21 @@ class Trainer:
         if steps < 1: raise ValueError(f'steps={steps}: train for at least one step')
         if rate not in RATES: raise ValueError(f'rate={rate!r}: expected {", ".join(RATES)}')
         acc = self.accelerator = accelerator or make_accelerator('cpu', 'fp32')
+        self.sharded, main = acc.is_fsdp2, acc.is_main_process
+        if self.sharded and second:
+            raise ValueError('a second player (an adversary, restarts of dead codes) needs whole weights, and FSDP shares them out: '
+                             'start without --use_fsdp, or train without one (no --adversary-start, --restarts 0)')
         self.device, self.precision = acc.device, next(k for k, v in PRECISIONS.items() if v == acc.mixed_precision)
         self.parts = pieces(batch_size, acc.num_processes, acc.process_index, accumulate)
+        self.spare = copy.deepcopy(model) if self.sharded and main else model     # whole, to put averaged weights in
         self.model, self.batch, self.steps, self.batch_size, self.workers = model.to(self.device), batch, steps, batch_size, workers
         self.out, self.save_every, self.keep = out and writable_folder(out), save_every, keep
         self.lr, self.rate, self.clip, self.seed, self.explodes = lr, RATES[rate], clip, seed, explodes
-        self.params = [p for p in model.parameters() if p.requires_grad]
-        opt = torch.optim.AdamW(self.params, lr, betas=betas, weight_decay=weight_decay, fused=self.device.type in ('cpu', 'cuda'))
-        self.ema, self.second, self.step, self.seconds = EMA(model, ema), second, 0, 0.
+        if self.sharded: broadcast(list(model.to(memory_format=torch.contiguous_format).state_dict().values()))       # DDP does so itself; rows can be cut
+        trained = lambda: [p for p in model.parameters() if p.requires_grad]
+        opt = torch.optim.AdamW(trained(), lr, betas=betas, weight_decay=weight_decay, fused=self.device.type in ('cpu', 'cuda'))
         self.objective, self.opt = acc.prepare(Objective(model, loss), opt)
+        self.params, self.ema, self.second, self.step, self.seconds = trained(), EMA(model, ema), second, 0, 0.      # after `prepare`: in parts, if shared out
         self.settings = dict(lr=lr, rate=rate, betas=list(betas), weight_decay=weight_decay, clip=clip, ema=ema, seed=seed, precision=self.precision,
                              steps=steps, batch_size=batch_size, **(settings or {}))
         self.mean, self.first, self.lows, self.last = None, None, math.inf, []
@@ -232,12 +265,12 @@ class Trainer:
             draws = Draws(generator(self.seed, 3, self.step), self.batch_size, part)
             last = part is self.parts[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                piece = self.objective(batch, draws)/len(self.parts)
+                with self.accelerator.autocast(): piece = self.objective(batch, draws)/len(self.parts)
                 loss = loss + piece.detach()
                 self.accelerator.backward(piece)
         loss = self.accelerator.reduce(loss, 'mean').item()
         self.watch_out(loss)
-        norm = self.accelerator.clip_grad_norm_(self.params, self.clip)
+        norm = gathered(self.accelerator.clip_grad_norm_(self.params, self.clip))
         if not self.accelerator.scaler: self.check(loss, float(norm))
         self.opt.step()
         if self.second:
@@ -283,12 +316,13 @@ class Trainer:
             if self.out and (self.step % self.save_every == 0 or self.step == self.steps): self.save()
 
     def save(self, name: str | None = None) -> Path | None: # in checkpoints/; None: after the step, and older ones go
-        "Write a checkpoint, atomically, on the first process alone."
-        if not self.accelerator.is_main_process: return
-        scaler = self.accelerator.scaler
-        state = dict(step=self.step, seconds=self.seconds, mean=self.mean, watched=[self.first, self.lows, self.last], settings=self.settings,
-                     model=self.model.state_dict(), opt=self.opt.state_dict(),
-                     ema=self.ema.state, ema_updates=self.ema.updates, second=self.second and self.second.state_dict(), scaler=scaler and scaler.state_dict())
+        "Write a checkpoint, atomically, on the first process alone; every process must call it."
+        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        if not (main or self.sharded): return
+        parts = gathered(dict(model=self.model.state_dict(), opt=self.opt.state_dict(), ema=self.ema.state), keep=main)
+        if not main: return
+        state = dict(parts, step=self.step, seconds=self.seconds, mean=self.mean, watched=[self.first, self.lows, self.last], settings=self.settings,
+                     ema_updates=self.ema.updates, second=self.second and self.second.state_dict(), scaler=scaler and scaler.state_dict())
         folder = writable_folder(self.out/'checkpoints')
         path = folder/(name or f'step-{self.step:07d}.pt')
         with atomic_path(path) as p:
@@ -306,17 +340,26 @@ class Trainer:
         if state is None: return 0
         other = differences(state['settings'], self.settings)
         if other: raise ValueError(f'{path} was made with other settings ({"; ".join(other)}). Resume with the same ones, or choose another folder.')
-        self.model.load_state_dict(state['model'])
+        self.model.load_state_dict({k: part_of(v, self.ema.state[k]) for k, v in state['model'].items()})
+        for i, kept in state['opt']['state'].items(): kept.update({k: part_of(v, self.params[i]) for k, v in kept.items() if k != 'step'})
         self.opt.load_state_dict(state['opt'])
-        self.ema.state, self.ema.updates = {k: v.to(self.device) for k, v in state['ema'].items()}, state['ema_updates']
+        self.ema.state, self.ema.updates = {k: part_of(v.to(self.device), self.ema.state[k]) for k, v in state['ema'].items()}, state['ema_updates']
         if self.second: self.second.load_state_dict(state['second'])
         if state['scaler']: self.accelerator.scaler.load_state_dict(state['scaler'])
         self.step, self.seconds, self.mean, (self.first, self.lows, self.last) = *(state[k] for k in ('step', 'seconds', 'mean')), state['watched']
         return self.step
 
-    def averaged(self) -> dict: # name -> tensor
-        "The moving average: what one samples from and ships."
-        return self.ema.state
+    def averaged(self) -> dict: # name -> tensor; None in place of a tensor where FSDP shares it out and this is not the first process
+        "The moving average: what one samples from and ships. Every process must call it."
+        return gathered(self.ema.state, keep=self.accelerator.is_main_process)
+
+    def averaged_model(self) -> nn.Module | None: # in evaluation mode; None on all processes but the first
+        "A copy of the model that has the averaged weights. Every process must call it."
+        average = self.averaged()
+        if not self.accelerator.is_main_process: return
+        twin = copy.deepcopy(self.spare).to(self.device).eval()
+        twin.load_state_dict(average)
+        return twin
 
 # %% ../nbs/10_training.ipynb #234cf92f
 def checkpoints(out: Path) -> list: # of paths, the latest first

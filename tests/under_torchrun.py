@@ -1,4 +1,4 @@
-"What test_processes.py starts under torchrun: one float64 step or a short float32 run of a text model in small, or a process that dies."
+"What test_processes.py starts under torchrun: one float64 step, a run in float32 or in two sittings, of a text model in small, or a process that dies."
 import os
 import signal
 import sys
@@ -8,7 +8,7 @@ from ldm_nb.autoencoder import Autoencoder
 from ldm_nb.conditions import make_embedder, make_unet
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.recipes import diffusion_loss, trained_parts
-from ldm_nb.training import Draws, Trainer, batch_indices, feed, generator, make_accelerator
+from ldm_nb.training import Draws, Trainer, batch_indices, feed, gathered, generator, make_accelerator
 
 BATCH = 8
 
@@ -20,6 +20,8 @@ def small(dtype) -> tuple: # (trained parts, loss, batch) of a model whose every
     net = make_unet(embedder, ae.z_ch, ch=16, groups=4, heads=2)
     torch.nn.init.normal_(net.conv_out.weight, 0, .05)                         # it starts at 0, and would let no gradient through
     ldm = LatentDiffusion(ae, net, embedder, kind='v').to(dtype).train()
+    if int(os.environ.get('RANK', 0)):                                         # another start must not matter: the first process's counts
+        with torch.no_grad(): torch._foreach_add_(list(ldm.parameters()), 1.)
     captions = embedder.prepare(['a red house at night', 'a summer hill', 'sunset, snowy, blue house, clouds', 'a spring landscape at dawn']*8)
     latents = torch.randn(32, 4, 8, 8, generator=generator(5), dtype=dtype)
     def batch(step, part):
@@ -34,12 +36,27 @@ def gradient(accumulate: int) -> dict: # of one step, before it is clipped
     run = Trainer(parts, loss, batch, 1, batch_size=BATCH, accumulate=accumulate, clip=float('inf'), accelerator=make_accelerator('cpu', 'fp32'))
     run.opt.step = lambda: None
     value = run.one_step(feed(batch, run.parts, 1))
-    return dict(loss=value, processes=run.accelerator.num_processes, gradient=torch.cat([p.grad.flatten() for p in run.params]))
+    gradient = torch.cat([gathered(p.grad).flatten() for p in run.params])
+    return dict(loss=value, processes=run.accelerator.num_processes, gradient=gradient, kind=str(run.accelerator.distributed_type))
 
 
-def curve(steps: int = 60, die_at: tuple | None = None) -> dict: # die_at: (process, step)
+def sitting(out, until: int, steps: int = 20) -> dict: # train in float64 to `until`, where a checkpoint is written, from the one there is; bytes held here
+    parts, loss, batch = small(torch.float64)
+    run = Trainer(parts, loss, batch, steps, out, batch_size=BATCH, save_every=10, accelerator=make_accelerator('cpu', 'fp32'))
+    began, losses = run.resume(), []
+    for step, value in run:
+        losses.append(value)
+        if step == until: break
+    wrote = run.save() if until < steps else None                              # the loop itself writes the last one
+    here = lambda tensors: sum(v.to_local().nbytes if hasattr(v, 'to_local') else v.nbytes for v in tensors)
+    kept = [v for s in run.opt.state_dict()['state'].values() for k, v in s.items() if k != 'step']
+    held = dict(weights=here(run.params), gradients=here(p.grad for p in run.params), moments=here(kept), average=here(run.ema.state.values()))
+    return dict(began=began, losses=losses, wrote=wrote and wrote.name, held=held, count=sum(p.numel() for p in run.params), averaged=run.averaged())
+
+
+def curve(steps: int = 60, die_at: tuple | None = None, precision: str = 'fp32') -> dict: # die_at: (process, step)
     parts, loss, batch = small(torch.float32)
-    run = Trainer(parts, loss, batch, steps, batch_size=BATCH, accelerator=make_accelerator('cpu', 'fp32'))
+    run = Trainer(parts, loss, batch, steps, batch_size=BATCH, accelerator=make_accelerator('cpu', precision))
     losses = []
     for step, value in run:
         losses.append(value)
@@ -51,5 +68,6 @@ if __name__ == '__main__':
     what, out = sys.argv[1:3]
     torch.set_num_threads(1)
     if what == 'die': curve(100_000, die_at=(1, 5))
-    result = dict(gradient=gradient(1), halves=gradient(2), curve=curve())
-    if int(os.environ['RANK']) == 0: torch.save(result, out)
+    result = dict(gradient=gradient(1), halves=gradient(2), curve=curve(), bf16=curve(10, precision='bf16'))
+    if what == 'share': result |= dict(cut=sitting(out + '/cut', 10), again=sitting(out + '/one', 20))
+    torch.save(result, f'{out}/result{os.environ["RANK"]}.pt')
