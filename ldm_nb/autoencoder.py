@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from .files import find_pretrained, load_into, load_model, save_model
-from .layers import Down, ResBlock, SelfAttention, Up, norm
+from .layers import Down, ResBlock, SelfAttention, Up, norm, silu
 
 # %% ../nbs/04_autoencoder.ipynb #60ecdde5
 class Encoder(nn.Module):
@@ -35,7 +35,7 @@ class Encoder(nn.Module):
     def forward(self, x): # b 3 h w -> b out_ch h/f w/f
         h = self.conv_in(x)
         for block in self.down: h = block(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(silu(self.norm_out(self.mid(h))))
 
 def middle(ch: int, attention: bool, groups: int) -> nn.Sequential: # b c h w -> b c h w
     "What stands at the coarsest level of both: ResBlock, attention if wanted, ResBlock."
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
 
     def fine(self, h): # b c h w -> b 3 fh fw: what costs much memory
         for block in self.up: h = block(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(silu(self.norm_out(h)))
 
     def forward(self, z): return self.fine(self.coarse(z)) # b z h w -> b 3 fh fw
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from .layers import attend, norm, zero
+from .layers import attend, norm, plus, zero
 from .unet import Cond, UNet, cat_cond, n_heads
 
 # %% ../nbs/08_conditioning.ipynb #5fa8ed45
@@ -84,9 +84,9 @@ class TransformerBlock(nn.Module):
         self.self_attn, self.cross_attn, self.ff = CrossAttention(ch, None, heads), CrossAttention(ch, context_dim, heads), GEGLU(ch)
 
     def forward(self, x, context=None): # b n c, b m d -> b n c
-        x = x + self.self_attn(self.norm1(x))
-        x = x + self.cross_attn(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x = plus(self.self_attn(self.norm1(x)), x)
+        x = plus(self.cross_attn(self.norm2(x), context), x)
+        return plus(self.ff(self.norm3(x)), x)
 
 # %% ../nbs/08_conditioning.ipynb #98558a8f
 class SpatialTransformer(nn.Module):
@@ -169,9 +169,12 @@ class Tokenizer:
             if not isinstance(c, str): raise ValueError(f'expected a caption or a list of captions, got {c!r}')
             if not c.strip(): raise ValueError('an empty caption: say what to draw. (Nothing at all is the null condition.)')
             self.frame(c)
-        unseen = dict.fromkeys(w for c in captions for w in words(c) if w not in self.ids)
+        unseen = dict.fromkeys(w for c in captions for w in words(c) if w not in self.ids and self.spelt(w))
         if unseen: warnings.warn(f'words the text encoder has never seen: {", ".join(unseen)}; what they do to the picture is chance', stacklevel=4)
         return captions
+
+    def spelt(self, word: str) -> bool: # there are no longer pieces of it than letters
+        return all(len(t.removeprefix('##')) == 1 or t == '[UNK]' for t in self.bert.encode(word).tokens)
 
     def frame(self, caption: str) -> list: # of max_length ids; the empty string frames nothing
         "One caption between [CLS] and [SEP], with [PAD] to the end."
@@ -248,9 +251,11 @@ class TextEmbedder(TokenTransformer):
                  head_ch: int | None = None, # width of a head; None: dim/heads
                  max_length: int = 32, # ids a caption, specials included
                  drop: float = .1, # share of captions replaced by nothing in training
-                 pooled: bool = False): # also give the mean of the tokens as the vector of the condition
-        super().__init__(len(vocab), dim, depth, heads, head_ch, max_length)
+                 pooled: bool = False, # also give the mean of the tokens as the vector of the condition
+                 logits: bool = False): # with the unused last layer of the published checkpoints
+        super().__init__(len(vocab), dim, depth, heads, head_ch, max_length, logits)
         self.config = dict(vocab=list(vocab), dim=dim, depth=depth, heads=heads, head_ch=head_ch, max_length=max_length, drop=drop, pooled=pooled)
+        if logits: self.config['logits'] = True
         self.vocab, self.vector_dim, self.drop, self.pad = list(vocab), dim if pooled else None, drop, list(vocab).index('[PAD]')
         nothing = [self.vocab.index('[CLS]'), self.vocab.index('[SEP]')] + [self.pad]*(max_length - 2)
         self.register_buffer('nothing', torch.tensor(nothing), persistent=False)

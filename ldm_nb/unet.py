@@ -8,10 +8,9 @@ __all__ = ['Cond', 'cat_cond', 'Step', 'way_down', 'way_up', 'check_latent', 'ch
 # %% ../nbs/07_unet.ipynb #24aaa876
 from typing import Callable, NamedTuple
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint as recompute
-from .layers import Down, ResBlock, SelfAttention, TimeMLP, Up, norm, zero
+from .layers import Down, ResBlock, SelfAttention, TimeMLP, Up, norm, silu, zero
 
 # %% ../nbs/07_unet.ipynb #8e03fd0b
 class Cond(NamedTuple):
@@ -170,7 +169,7 @@ class UNet(nn.Module):
         for step in self.down: skips.append(h := self.take(step, h, emb, c.context))
         for step in self.mid: h = self.take(step, h, emb, c.context)
         for step in self.up: h = self.take(step, h, emb, c.context, skips.pop())
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(silu(self.norm_out(h)))
 
     def take(self, step, *args): # one step; its interior is kept for the backward pass unless `checkpoint`
         return recompute(step, *args, use_reentrant=False) if self.checkpoint and torch.is_grad_enabled() else step(*args)
