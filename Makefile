@@ -21,7 +21,7 @@ endif
 SEED    ?= 0
 OUT     ?= runs/speedrun-$(SEED)
 
-.PHONY: help setup demo speedrun lab check test prove notebooks readme
+.PHONY: help setup demo speedrun lab check test bench prove notebooks readme
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
 	@echo 'make test       check, then every notebook, then pytest           (about 15 min on two busy cores)'
+	@echo 'make bench      our modules beside those of diffusers: time and memory, in turn   (15 min on two quiet cores)'
 	@echo 'make prove      the proofs that are too long for a test: 20 kills, costs, the cache   (about an hour)'
 	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'
 	@echo 'make readme     README.md from nbs/index.ipynb                    (5 s)'
@@ -57,8 +58,11 @@ test: check
 	@echo 'Running the tests in tests/ ...'
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests
 
+bench: $(PACKAGE) $(TOOLS)
+	@$(BIN)/python tests/prove/bench.py
+
 prove: $(PACKAGE) $(TOOLS)
-	@for p in kills cache training_speed; do $(BIN)/python tests/prove/$$p.py || exit 1; done
+	@for p in kills cache training_speed loading; do $(BIN)/python tests/prove/$$p.py || exit 1; done
 
 notebooks: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python .ci/notebooks.py run $(NB)

@@ -21,7 +21,7 @@ from .encoders import ask, build_embedder, check_pictures, embedder_config, stay
 from .files import data_folders, find_pretrained, load_into, load_model, save_model, weights_hash
 from .samplers import SAMPLERS, sampling_sigmas
 from .training import generator
-from .unet import UNet
+from .unet import Cond, UNet
 
 # %% ../nbs/11_core.ipynb #6bb9bf25
 class ItemNoise:
@@ -72,14 +72,29 @@ class LatentDiffusion(nn.Module):
                  schedule: Schedule | None = None, # that `net` was trained with; None: the paper's
                  kind: str = 'eps', # what `net` predicts: 'eps', 'x0' or 'v'
                  size: int = 64, # pixels a side it was trained at
-                 first_stage: dict | None = None): # dict(name=, hash=) of a shipped autoencoder, which is then not saved again
+                 first_stage: dict | None = None, # dict(name=, hash=) of a shipped autoencoder, which is then not saved again
+                 stops: dict | None = None): # where a walk stops, as `sampling_sigmas` takes it; None: to noise level 0; {}: as published, at that of step 0
         super().__init__()
         self.autoencoder, self.net, self.embedder = autoencoder, net, embedder
         self.schedule, self.kind, self.size, self.first_stage = schedule or Schedule(), kind, size, first_stage
-        self.denoise = Denoiser(net, self.schedule, kind)
+        self.denoise, self.stops = Denoiser(self.answer, self.schedule, kind), dict(last=0.) if stops is None else dict(stops)
 
     @property
     def device(self) -> torch.device: return next(self.net.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype: return next(self.net.parameters()).dtype
+
+    def answer(self, z, t, c=None): # b c h w, b, Cond -> like z
+        "The network in its own precision; a walk is float32 whatever that is."
+        return self.net(z.to(self.dtype), t, c).to(z.dtype)
+
+    def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`
+        "Compile the network and the decoder for sampling. The first picture of each batch size then waits for a minute or two, the others are faster."
+        how = dict(mode='reduce-overhead') | how if self.device.type == 'cuda' else how          # there: recorded once, replayed as a CUDA graph
+        self.net.compile(**how)
+        self.autoencoder.decoder.compile(**how)
+        return self
 
     def latent_shape(self, size: int | tuple | None, # pixels: a side, (h, w), or None for what the prompts ask for, else the training size
                      asked: list = () # prompts, as `ask` gives them
@@ -116,7 +131,8 @@ class LatentDiffusion(nn.Module):
                 raise ValueError(f'a picture of {init.shape[-2]}x{init.shape[-1]} to start from, and {sides[0]}x{sides[1]} to draw')
             if len(init) not in (1, len(asked)):
                 raise ValueError(f'{len(init)} pictures to start from and {len(asked)} to draw: expected one, or one for each')
-        sigmas = sampling_sigmas(self.schedule.sigma, steps, spacing or ('trailing' if self.schedule.zero_snr else 'leading'))
+        spacing = spacing or self.stops.get('spacing') or ('trailing' if self.schedule.zero_snr else 'leading')
+        sigmas = sampling_sigmas(self.schedule.sigma, steps, **self.stops | dict(spacing=spacing))
         latents = None if latents is None else torch.as_tensor(latents)
         if latents is not None and latents.shape != (len(asked), *shape): raise ValueError(f'latents {tuple(latents.shape)}: expected {(len(asked), *shape)}')
         how = dict(eta=eta) if sampler == 'ddim' else {}
@@ -142,7 +158,7 @@ class LatentDiffusion(nn.Module):
         unit = noise(torch.empty(len(items), *plan.shape)) if plan.latents is None else plan.latents[part]
         unit, sigma = unit.to(self.device, torch.float32), plan.sigmas[0].item()
         if plan.init is None: z = unit*(1 + sigma**2)**.5
-        else: z = self.autoencoder.encode((plan.init if len(plan.init) == 1 else plan.init[part]).to(self.device)) + sigma*unit
+        else: z = self.autoencoder.encode((plan.init if len(plan.init) == 1 else plan.init[part]).to(self.device, self.dtype)).float() + sigma*unit
         steps = plan.sampler(self.guided(plan, part), z, plan.sigmas, noise=noise, **plan.how)
         return ((z/(1 + s.item()**2)**.5, z0_hat) for s, (z, z0_hat) in zip(plan.sigmas[1:], steps))
 
@@ -154,6 +170,7 @@ class LatentDiffusion(nn.Module):
         c = null = e(rows)
         if plan.avoid: null = e(e.prepare(plan.avoid[part], self.autoencoder))
         elif plan.guidance.w != 1: null = e.null(len(asked), hw, rows) if e.kind == 'hybrid' else e.null(len(asked), hw)
+        c, null = (Cond(*(v if v is None else v.to(self.dtype) for v in k)) for k in (c, null))
         return guide(self.denoise, c, null, plan.guidance)
 
     def stream(self, *args, items: range | None = None, **kwargs): # as `sample` takes them, but for batch_size; only these of the pictures
@@ -175,7 +192,7 @@ class LatentDiffusion(nn.Module):
                negative=None, # one prompt: what to stay away from
                init=None, # a picture to start from, (3, h, w) or one for each, in [-1, 1]
                strength: float = 1., # share of the steps that redraw it, above 0 to 1
-               spacing: str | None = None, # of the steps, a name in `SPACINGS`; None: leading, as published; trailing for a schedule of zero_snr
+               spacing: str | None = None, # of the steps, a name in `SPACINGS`; None: as the model has it, else leading; trailing for a schedule of zero_snr
                batch_size: int = 32 # pictures at a time: bounds the memory, changes nothing else
         ) -> torch.Tensor: # (prompts*n, 3, h, w) float32 in [-1, 1], on the CPU
         "Draw pictures. Known pixels are kept exactly. Raises `ValueError` for anything out of range, before the first step."
@@ -183,8 +200,8 @@ class LatentDiffusion(nn.Module):
         plan = self.plan(y, n, steps, guidance, sampler, eta, seed, size, latents, image, mask, negative, init, strength, spacing)
         for k in range(0, len(plan.asked), batch_size):
             items = range(k, min(len(plan.asked), k + batch_size))
-            for _, z0_hat in self.walk(plan, items): pass
-            out.append(self.keep_known(self.decode(z0_hat), plan.asked[items.start:items.stop]))
+            for z, _ in self.walk(plan, items): pass
+            out.append(self.keep_known(self.decode(z), plan.asked[items.start:items.stop]))
         return torch.cat(out)
 
     def keep_known(self, x: torch.Tensor, # (b, 3, h, w) drawn
@@ -200,7 +217,7 @@ class LatentDiffusion(nn.Module):
     def decode(self, z: torch.Tensor # (b, z, h, w) clean latents
         ) -> torch.Tensor: # (b, 3, fh, fw) float32 in [-1, 1], on the CPU
         "Latents to pictures, clipped."
-        return self.autoencoder.decode(z).float().clamp(-1, 1).cpu()
+        return self.autoencoder.decode(z.to(self.dtype)).float().clamp(-1, 1).cpu()
 
     def save_pretrained(self, folder: str | Path, # made if it is not there
                         dtype: torch.dtype | None = None, # store in this type
@@ -210,6 +227,7 @@ class LatentDiffusion(nn.Module):
         parts = dict(net=self.net, embedder=self.embedder) | ({} if self.first_stage else dict(autoencoder=self.autoencoder))
         config = dict(kind='latent-diffusion', size=self.size, prediction=self.kind, schedule=self.schedule.config, net=self.net.config,
                       embedder=embedder_config(self.embedder), autoencoder=self.first_stage or self.autoencoder.config)
+        if self.stops != dict(last=0.): config['stops'] = self.stops
         tensors = {f'{p}.{k}': v for p, m in parts.items() if m for k, v in m.state_dict().items()}
         return save_model(folder, config | extra, tensors, dtype)
 
@@ -233,7 +251,7 @@ def build(config: dict # as save_pretrained writes it
         shared = 'name' in config['autoencoder']
         ae = load_autoencoder(config['autoencoder']['name']) if shared else Autoencoder(**config['autoencoder'])
         schedule, first_stage = Schedule(**config['schedule']), config['autoencoder'] if shared else None
-        return LatentDiffusion(ae, net, embedder, schedule, config['prediction'], config['size'], first_stage)
+        return LatentDiffusion(ae, net, embedder, schedule, config['prediction'], config['size'], first_stage, config.get('stops'))
     except (KeyError, TypeError) as err:
         raise ValueError(f'config.json describes no model that this version can build ({type(err).__name__}: {err})') from err
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'EMBEDDERS', 'check_boxes', 'LayoutEmbedder', 'MapEmbedder', 'check_pictures', 'ImageEmbedder',
-           'InpaintEmbedder', 'HybridEmbedder', 'FrozenText', 'ask', 'stay_away', 'embedder_config', 'build_embedder']
+           'InpaintEmbedder', 'HybridEmbedder', 'FrozenText', 'ask', 'stay_away', 'IdEmbedder', 'VectorEmbedder',
+           'embedder_config', 'build_embedder']
 
 # %% ../nbs/08a_encoders.ipynb #edeedfb6
 from numbers import Real
@@ -163,9 +164,12 @@ class InpaintEmbedder(nn.Module):
     kind, guidance = 'inpaint', 1.
     def __init__(self, z_ch: int = 4, # channels of the first stage's latent
                  any_pixel: bool = True, # a latent place is to be filled if any of its pixels is; False: if its first pixel is, as published
-                 drop: float = .1): # share replaced by nothing in training
+                 drop: float = .1, # share replaced by nothing in training
+                 mask_first: bool = False, # as Stable Diffusion has it: the mask before the latent, and 0 where to keep
+                 hole: float = 0.): # value of the pixels of a hole before it is encoded: grey; published: -1, black
         super().__init__()
-        self.config = dict(z_ch=z_ch, any_pixel=any_pixel, drop=drop)
+        self.config = dict(z_ch=z_ch, any_pixel=any_pixel, drop=drop, mask_first=mask_first, hole=hole)
+        self.mask_first, self.hole = mask_first, hole
         self.context_dim, self.vector_dim, self.concat_ch, self.any_pixel, self.drop = None, None, z_ch + 1, any_pixel, drop
         self.register_buffer('here', torch.zeros(()), persistent=False)                  # has no weights, and must still know its device
 
@@ -188,10 +192,11 @@ class InpaintEmbedder(nn.Module):
     def size_of(self, y: dict) -> tuple: return tuple(y['image'].shape[1:]) # (h, w) pixels that a prompt asks for
 
     @torch.no_grad()
-    def prepare(self, asked: list, ae: nn.Module) -> torch.Tensor: # (b, z + 1, h/f, w/f); the mask is 1 where to fill and -1 where to keep
+    def prepare(self, asked: list, ae: nn.Module) -> torch.Tensor: # (b, z + 1, h/f, w/f); the mask comes last, 1 where to fill and -1 where to keep
         x, mask = (torch.stack([a[k] for a in asked]).to(self.here) for k in ('image', 'mask'))
         small = F.max_pool2d(mask, ae.f) if self.any_pixel else F.interpolate(mask, scale_factor=1/ae.f, mode='nearest')
-        return torch.cat([ae.encode(x*(1 - mask)), 2*small - 1], dim=1)
+        known = ae.encode(torch.where(mask > 0, self.hole, x))
+        return torch.cat([small, known] if self.mask_first else [known, 2*small - 1], dim=1)
 
     def null(self, n: int = 1, hw: tuple = None) -> Cond: return Cond(concat=self.here.new_zeros(n, self.concat_ch, *hw))
 
@@ -245,18 +250,32 @@ class FrozenText(nn.Module):
     def __init__(self, name: str, # of a model on the hub, or a folder that save_pretrained wrote
                  tokenizer: str | None = None, # the same for its tokenizer; None: as `name`
                  max_length: int | None = None, # ids a caption; None: as many as the model takes
-                 drop: float = .1): # share of captions replaced by the empty one in training
+                 drop: float = .1, # share of captions replaced by the empty one in training
+                 variant: str | None = None): # of the file of weights, e.g. 'fp16'; they are float32 in memory
         super().__init__()
         from transformers import AutoConfig, AutoTokenizer, BertModel, CLIPTextModel
-        self.config = dict(name=str(name), tokenizer=tokenizer and str(tokenizer), max_length=max_length, drop=drop)
         models = dict(clip=CLIPTextModel, clip_text_model=CLIPTextModel, bert=BertModel)
         what = AutoConfig.from_pretrained(name).model_type
         if what not in models: raise ValueError(f'{name} is a {what}: expected CLIP or BERT')
-        self.tokenizer, model = AutoTokenizer.from_pretrained(tokenizer or name), models[what].from_pretrained(name).requires_grad_(False).eval()
-        self.model = [model]                                                             # in a list: not among this module's weights
-        self.max_length = max_length or model.config.max_position_embeddings
-        if not 2 < self.max_length <= model.config.max_position_embeddings:
-            raise ValueError(f'max_length={max_length}: {name} has places for 3 to {model.config.max_position_embeddings}')
+        model = models[what].from_pretrained(name, dtype=torch.float32, variant=variant)
+        self.hold(model, AutoTokenizer.from_pretrained(tokenizer or name), str(name), max_length, drop)
+        self.config |= dict(tokenizer=tokenizer and str(tokenizer), variant=variant)
+
+    @classmethod
+    def of(cls, model: nn.Module, # a CLIPTextModel or BertModel of transformers
+           tokenizer, # of transformers
+           max_length: int | None = None, drop: float = .1): # as above
+        "The same from parts that are already there. They have no name: such a model is saved by `save_diffusers`."
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.hold(model, tokenizer, None, max_length, drop)
+        return self
+
+    def hold(self, model, tokenizer, name: str | None, max_length: int | None, drop: float):
+        room = model.config.max_position_embeddings
+        self.config = dict(name=name, tokenizer=None, max_length=max_length, drop=drop)
+        self.model, self.tokenizer, self.max_length = [model.requires_grad_(False).eval()], tokenizer, max_length or room # in a list: not among the weights
+        if not 2 < self.max_length <= room: raise ValueError(f'max_length={max_length}: {name or "this model"} has places for 3 to {room}')
         self.context_dim, self.vector_dim, self.concat_ch, self.drop = model.config.hidden_size, None, 0, drop
 
     def _apply(self, fn, *args, **kwargs): # moves and casts it along with this module
@@ -335,12 +354,60 @@ def stay_away(embedder: nn.Module | None, # of the model
         raise ValueError('what to avoid has another size than what is asked')
     return out
 
+# %% ../nbs/08a_encoders.ipynb #f5e2a9b9
+class IdEmbedder(TokenTransformer):
+    "For the published layouts: prompts are the ids themselves. Its scheme of boxes is known, which class has which number is not."
+    kind, guidance = 'ids', 1.
+    def __init__(self, n_ids: int, max_length: int, **config): # as for `TokenTransformer`
+        super().__init__(n_ids, max_length=max_length, **config)
+        self.config, self.n_ids = dict(n_ids=n_ids, max_length=max_length, **config), n_ids
+
+    def prompts(self, y) -> list: # of (max_length,) int64: one row of ids, or several
+        "Raises `ValueError` for what are no ids."
+        try: y = torch.as_tensor(y)
+        except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f'{str(y)[:60]} are no ids: expected {self.max_length} whole numbers') from e
+        if y.is_floating_point() or y.ndim not in (1, 2) or y.shape[-1] != self.max_length or not ((y >= 0) & (y < self.n_ids)).all():
+            raise ValueError(f'ids {tuple(y.shape)} {y.dtype}: expected rows of {self.max_length}, each 0 ... {self.n_ids - 1}')
+        return list(y.reshape(-1, self.max_length).long())
+
+    def prepare(self, rows: list, ae=None) -> torch.Tensor: return torch.stack(list(rows)) # (b, max_length) int64
+
+    def null(self, n: int = 1, hw=None) -> Cond: raise ValueError('this model knows no "nothing said": it cannot be guided; sample with guidance=1')
+
+    def forward(self, ids, drop_generator=None) -> Cond: return Cond(context=self.tokens(ids.to(self.position.device))) # -> (b, max_length, dim)
+
+# %% ../nbs/08a_encoders.ipynb #cfe52efa
+class VectorEmbedder(nn.Module):
+    "For retrieval (RDM): prompts are vectors of CLIP, of length 1 each; nothing said is zeros, as published."
+    kind, guidance = 'vectors', 5.
+    def __init__(self, dim: int = 768, n: int = 1): # width of a vector; vectors a prompt, the caption's first, then its neighbours'
+        super().__init__()
+        self.config, self.n = dict(dim=dim, n=n), n
+        self.context_dim, self.vector_dim, self.concat_ch = dim, None, 0
+        self.register_buffer('here', torch.zeros(()), persistent=False)
+
+    def prompts(self, y) -> list: # of (n, dim): one, (b, n, dim), or (dim,) where n is 1
+        "Raises `ValueError` for other shapes."
+        if not torch.is_tensor(y) or not y.is_floating_point() or y.shape[-1] != self.context_dim or y.numel() % (self.n*self.context_dim):
+            raise ValueError(f'{tuple(y.shape) if torch.is_tensor(y) else str(y)[:40]}: expected (b, {self.n}, {self.context_dim}) vectors of CLIP')
+        return list(y.reshape(-1, self.n, self.context_dim).float())
+
+    def prepare(self, rows: list, ae=None) -> torch.Tensor: return torch.stack(list(rows)) # (b, n, dim)
+
+    def null(self, n: int = 1, hw=None) -> Cond: return Cond(context=self.here.new_zeros(n, self.n, self.context_dim))
+
+    def forward(self, y, drop_generator=None) -> Cond: return Cond(context=y.to(self.here)) # (b, n, dim)
+
 # %% ../nbs/08a_encoders.ipynb #bc44862e
-EMBEDDERS = {e.kind: e for e in (TextEmbedder, ClassEmbedder, LayoutEmbedder, MapEmbedder, ImageEmbedder, InpaintEmbedder, HybridEmbedder, FrozenText)}
+EMBEDDERS = {e.kind: e for e in (TextEmbedder, ClassEmbedder, LayoutEmbedder, MapEmbedder, ImageEmbedder, InpaintEmbedder, HybridEmbedder, FrozenText,
+                               IdEmbedder, VectorEmbedder)}
 
 def embedder_config(embedder: nn.Module | None # one of `EMBEDDERS`
     ) -> dict | None: # kind and arguments, ready for JSON
-    "What `build_embedder` needs."
+    "What `build_embedder` needs. Raises `ValueError` for a frozen text model that has no name to be found again by."
+    for e in [] if embedder is None else [embedder, *getattr(embedder, 'parts', {}).values()]:
+        if e.kind == 'frozen' and not e.config['name']:
+            raise ValueError('the text model has no name and no folder: save the whole by save_diffusers(model, folder)')
     return None if embedder is None else dict(kind=embedder.kind, **embedder.config)
 
 def build_embedder(config: dict | None # as `embedder_config` gives it

@@ -76,7 +76,7 @@ def load_model(folder: str | Path # holds config.json and model.safetensors
     return config, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 # %% ../nbs/00a_files.ipynb #2a5e239d
-def load_into(module: nn.Module, # the network that the weights are for
+def load_into(module: nn.Module, # the network that the weights are for; one on the meta device, made without memory, takes the tensors over instead of copying
               tensors: dict, # name -> tensor
               what: str = 'weights' # named in errors, e.g. the folder they came from
     ) -> nn.Module: # `module`, loaded
@@ -90,7 +90,7 @@ def load_into(module: nn.Module, # the network that the weights are for
     for k, v in tensors.items():
         if k in want: continue
         raise ValueError(f'{what}: {k!r} of shape {tuple(v.shape)} has no place in {type(module).__name__}. Were these weights saved for another config?')
-    module.load_state_dict(tensors)
+    module.load_state_dict(tensors, assign=any(v.is_meta for v in want.values()))
     return module
 
 # %% ../nbs/00a_files.ipynb #d4de5609

@@ -65,12 +65,17 @@ SPACINGS = dict(leading=leading, trailing=trailing, linspace=linspace, karras=ka
 def sampling_sigmas(sigma: Tensor, # (T,) noise levels of the schedule, ascending
                     steps: int, # how many, 1 ... T; with 'karras' any number
                     spacing: str = 'leading', # a name in `SPACINGS`
-                    last: float | None = None # where to end; None: sigma[0], as published (0 where that is the step before)
-    ) -> Tensor: # (steps + 1,) float64, descending, on the CPU
+                    last: float | None = None, # where to end; None: sigma[0], as published (0 where that is the step before)
+                    offset: int = 1 # of the leading steps where they divide T: 1 as published, 0 as in diffusers' default
+    ) -> Tensor: # (steps + 1,) float64, descending, on the CPU; one less where the last step would go from sigma[0] to sigma[0]
     "The noise levels a sampler walks down. Raises `ValueError` for an impossible count or end, or an unknown spacing."
     if spacing not in SPACINGS: raise ValueError(f'spacing {spacing!r}: expected one of {", ".join(SPACINGS)}')
     sigma = sigma.cpu().double()
+    if offset not in (0, 1): raise ValueError(f'offset={offset}: expected 0 or 1')
+    shift = 1 - offset if spacing == 'leading' and len(sigma) % steps == 0 and 1 < steps < len(sigma) else 0
     s = SPACINGS[spacing](sigma, steps)
+    if shift: s = sigma[[t - shift for t in sampling_steps(steps, len(sigma), spacing)]]
+    if last == s[-1] == sigma[0]: return s
     if last is None: last = sigma[0].item() if s[-1] > sigma[0] else 0.
     if not 0 <= last < s[-1]: raise ValueError(f'last sigma {last}: expected 0 or more, and less than {s[-1]:.4g}, the one before it')
     return torch.cat([s, torch.tensor([last], dtype=torch.float64)])

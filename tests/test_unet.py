@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from ldm_nb.conditioning import conditional_unet
 from ldm_nb.layers import Down
-from ldm_nb.pretrained import load_diffusers_unet, paper_model, unet_from_diffusers
+from ldm_nb.components import load_component, unet_from_diffusers
+from ldm_nb.published import paper_model
 from ldm_nb.unet import Cond, UNet
 from torch import nn
 
@@ -130,13 +131,13 @@ def test_without_groups_the_middle_has_no_norm():
 def test_a_folder_of_diffusers(tmp_path, cls, arguments):
     theirs, config = toy(cls, **arguments)
     theirs.save_pretrained(tmp_path)
-    ours = load_diffusers_unet(tmp_path)
+    ours = load_component(tmp_path)
     assert difference(ours, theirs, config) <= 1e-5
     again = (conditional_unet if ours.context_dim else UNet)(**ours.config)
     again.load_state_dict(ours.state_dict())
     assert difference(again.eval(), theirs, config) <= 1e-5
     (tmp_path/'diffusion_pytorch_model.safetensors').unlink()
-    with pytest.raises(FileNotFoundError, match='has no diffusion_pytorch_model.safetensors: expected the folder of a unet'): load_diffusers_unet(tmp_path)
+    with pytest.raises(FileNotFoundError, match='has no diffusion_pytorch_model.safetensors; there is config.json'): load_component(tmp_path)
 
 
 SIZES = { # millions, as counted from the released configs

@@ -19,7 +19,7 @@ from ldm_nb.cost import activation_bytes, make_step, median_seconds, memory_esti
 from ldm_nb.data import Postcards
 from ldm_nb.diffusion import DiffusionLoss, Schedule, draw_t
 from ldm_nb.files import atomic_path
-from ldm_nb.pretrained import unet_from_diffusers
+from ldm_nb.components import unet_from_diffusers
 from ldm_nb.runs import settle
 from ldm_nb.training import feed, generator, pick_device
 from ldm_nb.unet import Cond
