@@ -1,13 +1,13 @@
-"""What our modules cost beside those of diffusers: the same weights, the same settings, in turn, in one process. `make bench` runs it.
+"""What our modules cost beside those of diffusers: the same weights, the same settings, in turn, in one process a row. `make bench` runs it.
 
-    python tests/prove/bench.py            about 15 minutes on two cores, two thirds of it compiling; writes data/results/bench-cpu.json
+    python tests/prove/bench.py            about 8 minutes on two cores, half of it compiling; writes data/results/bench-cpu.json
     python tests/prove/bench.py --quick    3 turns, nothing compiled: about 3 minutes
     python tests/prove/bench.py --device cuda                          writes bench-cuda.json
 
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
 steps, guidance 7.5, decoded, from text to pictures. A ratio is the median of the ratios of neighbours in time; memory is the peak of a process
 of its own."""
-import argparse, copy, json, os, platform, re, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, platform, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import diffusers
 import torch
@@ -65,34 +65,36 @@ def training(answer, net, z, noise): # one step as in diffusers' training exampl
     return step
 
 
-def jobs(folder, device, compiled): # name of a row -> (way -> a call), the first way being theirs, eager, in float32
+ROWS = ('UNet forward', 'training step', 'sample, 50 steps', 'encode', 'decode')
+
+def ways_of(row, folder, device, compiled): # way -> a call, theirs, plain, in float32 first; nothing is built that this row does not need
     rng = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=rng).to(device)
     z, noise, context, t, start = draw(8, 4, 16, 16), draw(8, 4, 16, 16), draw(8, 77, 128), torch.full((8,), 500., device=device), draw(4, 4, 16, 16)
-    pictures, latents, half = draw(4, 3, 128, 128).clamp(-1, 1), draw(4, 4, 16, 16), torch.bfloat16
-    rows = {k: {} for k in ('UNet forward', 'training step', 'sample, 50 steps', 'encode', 'decode')}
-    forward = torch.no_grad()
-    for name, dtype, fast in [('', None, False), (' bf16', half, False)] + [(' compiled', None, True), (' bf16 compiled', half, True)]*compiled:
+    pictures, latents, ways, forward = draw(4, 3, 128, 128).clamp(-1, 1), draw(4, 4, 16, 16), {}, torch.no_grad()
+    kinds = [('', None, False), (' bf16', torch.bfloat16, False)] + [(' compiled', None, True), (' bf16 compiled', torch.bfloat16, True)]*compiled
+    for name, dtype, fast in kinds:
+        if row == 'training step' and dtype or row == 'encode' and fast: continue
         a, b = theirs_from(folder, device, dtype), ours_from(folder, device, dtype)
+        c, x, zz, zn = (v.to(dtype or torch.float32) for v in (context, pictures, latents, z))
         if fast:
             a.unet.compile(), a.vae.decoder.compile()
             b.compile()
-        c, x, zz, told = (v.to(dtype or torch.float32) for v in (context, pictures, latents, z))
-        kept = remember_now(Cond(context=c))
-        rows['UNet forward'] |= {'theirs' + name: forward(lambda a=a, c=c, z=told: a.unet(z, t, c, return_dict=False)[0]),
-                                 'ours' + name: forward(lambda b=b, k=kept, z=told: b.net(z, t, k))}
-        rows['sample, 50 steps'] |= {'theirs' + name: lambda a=a: their_sample(a, start), 'ours' + name: lambda b=b: our_sample(b, start)}
-        if not fast:
-            rows['encode'] |= {'theirs' + name: forward(lambda a=a, x=x: a.vae.encode(x).latent_dist.mean*a.vae.config.scaling_factor),
-                               'ours' + name: forward(lambda b=b, x=x: b.autoencoder.encode(x))}
-        rows['decode'] |= {'theirs' + name: forward(lambda a=a, z=zz: a.vae.decode(z/a.vae.config.scaling_factor, return_dict=False)[0]),
-                           'ours' + name: forward(lambda b=b, z=zz: b.autoencoder.decode(z))}
-        if dtype: continue
-        a, b = copy.deepcopy(theirs_from(folder, device).unet).train(), copy.deepcopy(ours_from(folder, device).net).train()
-        if fast: a.compile(), b.compile()
-        rows['training step'] |= {'theirs' + name: training(lambda z, a=a, c=c: a(z, t, c, return_dict=False)[0], a, z, noise),
-                                  'ours' + name: training(lambda z, b=b, c=c: b(z, t, Cond(context=c)), b, z, noise)}
-    return rows
+        if row == 'training step':
+            a, b = a.unet.train(), b.net.train()
+            pair = (training(lambda z, a=a: a(z, t, context, return_dict=False)[0], a, z, noise),
+                    training(lambda z, b=b: b(z, t, Cond(context=context)), b, z, noise))
+        if row == 'UNet forward':
+            kept = remember_now(Cond(context=c))
+            pair = forward(lambda a=a, c=c, z=zn: a.unet(z, t, c, return_dict=False)[0]), forward(lambda b=b, k=kept, z=zn: b.net(z, t, k))
+        if row == 'sample, 50 steps': pair = lambda a=a: their_sample(a, start), lambda b=b: our_sample(b, start)
+        if row == 'encode':
+            pair = (forward(lambda a=a, x=x: a.vae.encode(x).latent_dist.mean*a.vae.config.scaling_factor), forward(lambda b=b, x=x: b.autoencoder.encode(x)))
+        if row == 'decode':
+            pair = (forward(lambda a=a, z=zz: a.vae.decode(z/a.vae.config.scaling_factor, return_dict=False)[0]),
+                    forward(lambda b=b, z=zz: b.autoencoder.decode(z)))
+        ways |= {f'theirs{name}': pair[0], f'ours{name}': pair[1]}
+    return ways
 
 @torch.no_grad()
 def remember_now(c): return remember(c)
@@ -178,14 +180,20 @@ if __name__ == '__main__':
     torch._dynamo.config.recompile_limit = 64                                   # one class, many networks of it: none falls back to eager
     device, out = torch.device(a.device), a.out or Path(f'data/results/bench-{a.device}.json')
     diffusers.utils.logging.set_verbosity_error()
-    rows = json.loads(out.read_text())['rows'] if a.only and out.is_file() else {}
+    if a.only is None: # each row in a process of its own: what others left in memory is no part of it
+        for name in (*ROWS, 'memory'):
+            subprocess.run([sys.executable, __file__, '--only', name, *sys.argv[1:]], check=True, env=os.environ | dict(OMP_NUM_THREADS=str(a.threads)))
+        raise SystemExit
+    rows = json.loads(out.read_text())['rows'] if out.is_file() and not a.quick else {}
     with tempfile.TemporaryDirectory() as tmp:
         folder = write(Path(tmp))
-        for name, ways in jobs(folder, device, not a.quick).items():
-            if a.only is None or name in a.only: rows[name] = row(name, ways, 3 if a.quick else max(3, a.turns//3) if 'sample' in name else a.turns, device)
-        if a.only is None or 'memory' in a.only: rows |= memory(folder, device, 1 if a.quick else 3)
+        for name in a.only:
+            if name == 'memory': rows |= memory(folder, device, 1 if a.quick else 3)
+            else:
+                turns = 3 if a.quick else max(3, a.turns//3) if 'sample' in name else a.turns
+                rows[name] = row(name, ways_of(name, folder, device, not a.quick), turns, device)
     if not a.quick:
-        table = dict(command='python tests/prove/bench.py', minutes=round((time.time() - start)/60, 1), threads=a.threads, machine=this_machine(device)['name'],
+        table = dict(command='python tests/prove/bench.py', threads=a.threads, machine=this_machine(device)['name'],
                      versions=dict(torch=torch.__version__, diffusers=diffusers.__version__, python=platform.python_version()), rows=rows)
         with atomic_path(out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
-        print(f'wrote {out} after {table["minutes"]} minutes')
+        print(f'wrote {", ".join(a.only)} to {out} after {(time.time() - start)/60:.1f} minutes')
