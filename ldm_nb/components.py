@@ -30,6 +30,7 @@ def new_names(tensors: Mapping # name -> tensor, as a file has them
     return weights.renamed(lambda k: re.sub(r'(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)', lambda m: OLD[m[1]], k))
 
 def attention_entry(theirs: str, rest: str) -> Entry: # `rest` of our SelfAttention, from their Attention
+    "One of its tensors under their names; query, key and value are three there."
     part, kind = rest.split('.')
     if part == 'qkv': return joined(*(same(f'{theirs}.to_{x}.{kind}') for x in 'qkv'))
     return same(f'{theirs}.{dict(norm="group_norm", out="to_out.0")[part]}.{kind}')
@@ -37,6 +38,7 @@ def attention_entry(theirs: str, rest: str) -> Entry: # `rest` of our SelfAttent
 def renamed(key: str, # of our network
             names: dict # our module -> theirs
     ) -> tuple: # (their module, what is left of the key)
+    "Find the module that a key belongs to; the longest name wins."
     mine = next(k for k in sorted(names, key=len, reverse=True) if key.startswith(k + '.'))
     return names[mine], key[len(mine) + 1:]
 
@@ -77,6 +79,7 @@ def first_stage_names(levels: int, blocks: int, mid_attn: bool, vq: bool) -> dic
 
 def first_stage_table(ae: Autoencoder # without attention besides the middle
     ) -> dict: # name in its state_dict -> Entry; the scale apart, which is in their config
+    "Where each tensor of a first stage is in a file of diffusers."
     c = ae.config
     names = first_stage_names(len(c['ch_mult']), c['num_res_blocks'], c['mid_attn'], bool(c['codes']))
     def entry(key):
@@ -228,6 +231,7 @@ INSIDE = (('blocks.', 'transformer_blocks.'), ('self_attn.', 'attn1.'), ('cross_
 def unet_table(net: UNet,
                config: dict # of a UNet2DModel or UNet2DConditionModel: some conventions of theirs change the numbers, not the names
     ) -> dict: # name in its state_dict -> Entry
+    "Where each tensor of a UNet is in a file of diffusers."
     names, cross, out = unet_names(len(net.config['ch_mult']), net.config['num_res_blocks']), bool(net.context_dim), {}
     for key, v in net.state_dict().items():
         theirs, rest = renamed(key, names)

@@ -192,7 +192,8 @@ class InpaintEmbedder(nn.Module):
     def size_of(self, y: dict) -> tuple: return tuple(y['image'].shape[1:]) # (h, w) pixels that a prompt asks for
 
     @torch.no_grad()
-    def prepare(self, asked: list, ae: nn.Module) -> torch.Tensor: # (b, z + 1, h/f, w/f); the mask comes last, 1 where to fill and -1 where to keep
+    def prepare(self, asked: list, ae: nn.Module) -> torch.Tensor: # (b, z + 1, h/f, w/f)
+        "The latent of what is known, then the mask, 1 where to fill and -1 where to keep; or the mask, 1 and 0, before it."
         x, mask = (torch.stack([a[k] for a in asked]).to(self.here) for k in ('image', 'mask'))
         small = F.max_pool2d(mask, ae.f) if self.any_pixel else F.interpolate(mask, scale_factor=1/ae.f, mode='nearest')
         known = ae.encode(torch.where(mask > 0, self.hole, x))

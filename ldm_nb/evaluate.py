@@ -206,7 +206,8 @@ def radius(x: torch.Tensor, k: int, chunk: int # (n, d) features; which neighbou
     return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(chunk)])           # the nearest is the row itself
 
 def inside(x: torch.Tensor, y: torch.Tensor, r: torch.Tensor, chunk: int # (n, d), (m, d) features, (m,) radii
-    ) -> torch.Tensor: # share of the rows of x that lie in a ball about any row of y
+    ) -> torch.Tensor: # scalar, 0 to 1
+    "The share of the rows of x that lie in a ball about any row of y."
     return torch.cat([(torch.cdist(part, y) <= r).any(1) for part in x.split(chunk)]).double().mean()
 
 def precision_recall(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d) features, float64
@@ -303,7 +304,9 @@ def judge_inpaint(x, a, reader, distance) -> dict: # as `judge_text`
     same = ((x == a['image']) | (a['mask'] > 0)).flatten(1).all(1, keepdim=True)
     return {'inpaint: known kept': Tally(same, torch.ones_like(same), True)}
 
-def decibels(x, y): return psnr(x, y).clamp(max=100)[:, None] # (b, 1); equal pictures count as 100 dB: a mean must stay finite
+def decibels(x, y): # (b, 3, h, w) each -> (b, 1)
+    "PSNR; equal pictures count as 100 dB, for a mean must stay finite."
+    return psnr(x, y).clamp(max=100)[:, None]
 
 def judge_x4(x, a, reader, distance) -> dict: # as `judge_text`
     "How near to the original, and how true to the small picture?"
@@ -359,6 +362,7 @@ def asking(embedder, data: dict, # of the model; one of `held_out`
 def first_stage_tallies(real: torch.Tensor, y: torch.Tensor, # (b, 3, h, w) each, on the CPU
                         distance, device # (x, y) -> (b,); where it computes
     ) -> dict: # name -> Tally
+    "PSNR, SSIM and perceptual distance of reconstructions, picture by picture."
     one, d = torch.ones(len(real), 1), distance(real.to(device), y.to(device)).cpu()[:, None]
     each = dict(PSNR=decibels(real, y), SSIM=ssim(real, y)[:, None], perceptual=d)
     return {f'first stage: {k}': Tally(v, one) for k, v in each.items()}
@@ -368,7 +372,8 @@ def reconstruct(ae: Autoencoder, x: torch.Tensor, batch_size: int, device) -> to
     "From the mean of the posterior, in batches."
     return torch.cat([ae.decode(ae.encode(part.to(device))).float().clamp(-1, 1).cpu() for part in x.split(batch_size)])
 
-def frechet(real: Seen, drawn: Seen, floor: float | None) -> Measured: # FID alone
+def frechet(real: Seen, drawn: Seen, floor: float | None) -> Measured: # floor: of real pictures
+    "FID alone, with its interval."
     v, low, high = (t.item() for t in jackknife(lambda p, q: fid(p, q).reshape(1), real.features, drawn.features))
     return Measured(v, max(0., low), high, len(drawn.features), floor)
 

@@ -75,7 +75,8 @@ def write_scheduler(ldm: LatentDiffusion) -> dict: # scheduler_config.json of a 
                 clip_sample=False, set_alpha_to_one=stops['last'] == 0, steps_offset=stops['offset'], timestep_spacing=stops['spacing'])
 
 # %% ../nbs/13d_pretrained.ipynb #266a319a
-def bert_table(depth: int, logits: bool) -> dict: # name in the state_dict of a `TextEmbedder` -> Entry, of diffusers' LDMBert
+def bert_table(depth: int, logits: bool) -> dict: # name in the state_dict of a `TextEmbedder` -> Entry
+    "Where each tensor is in the file of an LDMBert of diffusers."
     part = {'norm1': 'self_attn_layer_norm', 'attn.to_q': 'self_attn.q_proj', 'attn.to_k': 'self_attn.k_proj', 'attn.to_v': 'self_attn.v_proj',
             'attn.out': 'self_attn.out_proj', 'norm2': 'final_layer_norm', 'ff.0': 'fc1', 'ff.2': 'fc2'}
     table = {'token.weight': same('model.embed_tokens.weight'), 'position': same('model.embed_positions.weight')}
@@ -96,18 +97,21 @@ def read_bert(folder: Path, # of the component
     e.nothing = TextEmbedder(vocab, 8, 0, 1, 8, c['max_position_embeddings']).nothing                      # is in no file: made, not read
     return adopt(e, bert_table(c['encoder_layers'], True), open_weights(next_to(folder, variant)), str(folder))
 
-def next_to(folder: Path, variant: str | None) -> Path: # the weights of a transformer, which have one of two names
+def next_to(folder: Path, variant: str | None) -> Path: # of a file
+    "The weights of a text model, which have one of two names. Raises `FileNotFoundError`."
     try: return find_weights(folder, 'model', variant)
     except FileNotFoundError: return find_weights(folder, 'pytorch_model', variant)
 
 # %% ../nbs/13d_pretrained.ipynb #d52300f7
 def captions_by_clip(folder: Path, variant: str | None) -> FrozenText:
+    "The text encoder and tokenizer of a Stable Diffusion."
     from transformers import AutoTokenizer
     room = json.loads((folder/'text_encoder'/'config.json').read_text()).get('max_position_embeddings', 77)
     fits = min(room, AutoTokenizer.from_pretrained(folder/'tokenizer').model_max_length)
     return FrozenText(folder/'text_encoder', folder/'tokenizer', fits, variant=variant)
 
 def captions_by_bert(folder: Path, variant: str | None) -> TextEmbedder:
+    "The text encoder and tokenizer of the paper's text-to-image model."
     from transformers import AutoTokenizer
     ids = AutoTokenizer.from_pretrained(folder/'tokenizer').get_vocab()
     return read_bert(folder/'bert', sorted(ids, key=ids.get), variant)
@@ -125,7 +129,8 @@ OTHERS = {'StableDiffusionXL': 'Stable Diffusion XL: two text encoders, and size
           'Flux': 'Flux: a transformer in place of the UNet', 'Kandinsky': 'Kandinsky',
           'PixArt': 'PixArt: a transformer in place of the UNet', 'DiT': 'a DiT: a transformer in place of the UNet'}
 
-def refuse(folder: Path, kind: str): # raises
+def refuse(folder: Path, kind: str): # the class named in model_index.json
+    "Raise the `ValueError` that says what it is instead."
     known = next((f' ({words})' for name, words in OTHERS.items() if kind.startswith(name)), '')
     raise ValueError(f'{folder} holds a {kind}{known}, which is not supported: expected {", ".join(PIPELINES)}, or one component of them')
 
@@ -175,7 +180,8 @@ def local_folder(name: str | Path, variant: str | None = None) -> Path: # of a m
                                 '(some models want a login), and start a broken download again. Without: it must be in the cache already.') from e
 
 # %% ../nbs/13d_pretrained.ipynb #0feecd63
-def dump(what: dict, path: Path): # as JSON
+def dump(what: dict, path: Path): # whose folder is made if it is not there
+    "Write JSON."
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as p: p.write_text(json.dumps(what, indent=1) + '\n')
 

@@ -116,7 +116,9 @@ class Entry(NamedTuple):
     read: Callable # their tensors -> ours
     write: Callable # ours -> a tuple of theirs
 
-def same(name: str) -> Entry: return Entry((name,), lambda v: v, lambda v: (v,))
+def same(name: str) -> Entry:
+    "Their tensor is ours."
+    return Entry((name,), lambda v: v, lambda v: (v,))
 
 def matrix(name: str, # of a matrix, or a vector, which stays as it is
            axes: int # that theirs has: 3 for a convolution over a sequence, 4 over an image
@@ -130,7 +132,8 @@ def joined(*parts: Entry) -> Entry: # of one name each
     return Entry(tuple(n for p in parts for n in p.names), read, lambda v: tuple(p.write(c.contiguous())[0] for p, c in zip(parts, v.chunk(len(parts)))))
 
 # %% ../nbs/13a_weights.ipynb #f8efbbf0
-def nearest(name: str, names) -> str: # words for an error
+def nearest(name: str, names) -> str: # words for an error, or none
+    "The name most like it."
     close = difflib.get_close_matches(name, list(names), 1, .6)
     return f'; nearest: {close[0]!r}' if close else ''
 
