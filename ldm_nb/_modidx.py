@@ -655,6 +655,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                  'ldm_nb.training.generator': ('training.html#generator', 'ldm_nb/training.py'),
                                  'ldm_nb.training.has_fast_bf16': ('training.html#has_fast_bf16', 'ldm_nb/training.py'),
                                  'ldm_nb.training.ignore_signals': ('training.html#ignore_signals', 'ldm_nb/training.py'),
+                                 'ldm_nb.training.keep_memory': ('training.html#keep_memory', 'ldm_nb/training.py'),
                                  'ldm_nb.training.latest': ('training.html#latest', 'ldm_nb/training.py'),
                                  'ldm_nb.training.make_accelerator': ('training.html#make_accelerator', 'ldm_nb/training.py'),
                                  'ldm_nb.training.one_cycle': ('training.html#one_cycle', 'ldm_nb/training.py'),

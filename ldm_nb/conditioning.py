@@ -307,17 +307,20 @@ class ClassEmbedder(nn.Module):
         if bad := [p for p in many if not 0 <= p < self.n_classes]: raise ValueError(f'class {bad[0]}: this model knows 0 ... {self.n_classes - 1}')
         return many
 
-    def prepare(self, labels, ae=None) -> torch.Tensor: return torch.as_tensor(labels).reshape(-1) # an int, a list or (b,) -> (b,)
+    def prepare(self, labels, ae=None) -> torch.Tensor: # an int, a list or (b,) -> (b,)
+        "Raises `ValueError` for an id that is no class."
+        y = torch.as_tensor(labels).reshape(-1)
+        if len(bad := y[(y < 0) | (y >= self.n_classes)]): self.prompts(bad)
+        return y
 
     def null(self, n: int = 1, hw=None) -> Cond: # context (n, 1, dim)
         "No class said. Raises `ValueError` where the model has no token for that."
         if not self.config['null']: raise ValueError('this model knows no "no class": it cannot be guided; sample with guidance=1')
         return Cond(context=self.table.weight[-1].expand(n, 1, -1))
 
-    def forward(self, y, drop_generator=None) -> Cond: # class ids: an int, a list or (b,) -> context (b, 1, dim)
-        "In training mode, each label becomes none with probability `drop`. Raises `ValueError` for an id that is no class."
-        y = self.prepare(y)
-        if len(bad := y[(y < 0) | (y >= self.n_classes)]): self.prompts(bad)
+    def forward(self, y, drop_generator=None) -> Cond: # class ids: an int, a list, or (b,) from `prepare` -> context (b, 1, dim)
+        "In training mode, each label becomes none with probability `drop`."
+        y = y if torch.is_tensor(y) else self.prepare(y)                       # a tensor was checked once, not at every step
         y = drop_some(y, self.n_classes, self.drop, drop_generator) if self.training else y
         return Cond(context=self.table(y.to(self.table.weight.device))[:, None])
 

@@ -20,7 +20,7 @@ from .editing import cut_sigmas
 from .encoders import ask, build_embedder, check_pictures, embedder_config, stay_away
 from .files import data_folders, find_pretrained, load_into, load_model, save_model, weights_hash
 from .samplers import SAMPLERS, sampling_sigmas
-from .training import generator
+from .training import generator, keep_memory
 from .unet import Cond, UNet
 
 # %% ../nbs/11_core.ipynb #6bb9bf25
@@ -92,6 +92,7 @@ class LatentDiffusion(nn.Module):
     def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`
         "Compile the network and the decoder for sampling. The first picture of each batch size then waits for a minute or two, the others are faster."
         how = dict(mode='reduce-overhead') | how if self.device.type == 'cuda' else how          # there: recorded once, replayed as a CUDA graph
+        if self.device.type == 'cpu': keep_memory()
         self.net.compile(**how)
         self.autoencoder.decoder.compile(**how)
         return self

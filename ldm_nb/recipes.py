@@ -32,7 +32,7 @@ from .reader import Reader, caption_accuracy, load_reader, reader_accuracy, read
 from .reconstruction import mean_psnr
 from .runs import PRESETS, card, crops, load_images, make_fast, make_trainer, run, settle, spell
 from .samplers import SAMPLERS
-from .training import PRECISIONS, Draws, Trainer, batch_indices, generator, make_accelerator, pick_device, pieces
+from .training import PRECISIONS, Draws, Trainer, batch_indices, generator, keep_memory, make_accelerator, pick_device, pieces
 
 # %% ../nbs/11a_recipes.ipynb #1b91e0b6
 def train_reader(out: str | Path, # folder for checkpoints/, log.jsonl, config.json, model.safetensors
@@ -276,6 +276,7 @@ class Parser(argparse.ArgumentParser):
 
 def guarded(main, argv): # runs main(argv)
     "Turn errors that a person can mend into one line and exit code 2; print warnings as one line."
+    keep_memory()
     show, warnings.showwarning = warnings.showwarning, lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
     try: return main(argv)
     except (ValueError, OSError, FloatingPointError, MemoryError) as e:

@@ -80,6 +80,7 @@ PRESETS = dict(
     diffusion=dict(
         tiny=dict(model=dict(ch=32, groups=8), embedder=dict(dim=64, depth=1, pooled=True), n=500, size=64, batch_size=4, steps=20, lr=1e-3, save_every=10),
         speedrun=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=0, pooled=True), n=15000, size=64, batch_size=16, steps=7000, lr=1.5e-3),
+        small=dict(model=dict(ch=40, groups=8), embedder=dict(dim=128, depth=2, pooled=True), n=30000, size=64, batch_size=16, steps=10000, lr=1.5e-3),
         laptop=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=2, pooled=True), n=30000, size=64, batch_size=16, steps=11500, lr=1.5e-3),
         gpu=dict(model=dict(ch=128, ch_mult=(1, 2, 3), attn_factors=(2, 4), groups=32), embedder=dict(dim=256, depth=4, pooled=True), n=60000, size=64,
                  batch_size=128, steps=30000, lr=5e-4, ema=.999, channels_last=True, compile=True, workers=4),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PRECISIONS', 'seed_of', 'generator', 'batch_indices', 'Draws', 'pieces', 'EMA', 'one_cycle', 'constant',
-           'scaled_rate', 'pick_device', 'has_fast_bf16', 'make_accelerator', 'fsdp_plugin', 'gathered', 'part_of',
-           'Objective', 'Pieces', 'ignore_signals', 'feed', 'Trainer', 'checkpoints', 'latest', 'differences',
-           'too_large']
+           'scaled_rate', 'pick_device', 'has_fast_bf16', 'keep_memory', 'make_accelerator', 'fsdp_plugin', 'gathered',
+           'part_of', 'Objective', 'Pieces', 'ignore_signals', 'feed', 'Trainer', 'checkpoints', 'latest',
+           'differences', 'too_large']
 
 # %% ../nbs/10_training.ipynb #0c1b98a8
-import contextlib, copy, math, os, signal, time, warnings
+import contextlib, copy, ctypes, math, os, signal, time, warnings
 from pathlib import Path
 import numpy as np
 import torch
@@ -130,6 +130,13 @@ def has_fast_bf16(device: torch.device) -> bool: # whether bfloat16 pays
     "Whether the device multiplies bfloat16 in hardware."
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, '_is_avx512_bf16_supported') else False)
+
+# %% ../nbs/10_training.ipynb #4ef6d0b6
+def keep_memory() -> bool: # whether it could be done: only the C library of most Linux systems (glibc) can
+    "Let this process keep the memory that it frees, up to 2 GB, and reuse it. Changes no number, only how long a CPU takes."
+    try: mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return False               # another C library; another system
+    return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1)])                    # M_MMAP_MAX: no tensor has pages of its own; M_TRIM_THRESHOLD: hand back late
 
 # %% ../nbs/10_training.ipynb #32945bb3
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16')

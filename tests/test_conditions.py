@@ -3,9 +3,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ldm_nb.conditions import NEEDS
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.data import CLASSES, Postcards, render
-from ldm_nb.recipes import sample_command, train_command
+from ldm_nb.recipes import dry_run, sample_command, train_command
 
 BOXES = 'house .2 .4 .5 .8, tree .6 .5 .7 .9'
 
@@ -101,3 +102,9 @@ def test_boxes_of_postcards_reach_the_layout(trained):
     assert ldm.embedder.names == list(CLASSES)
     a, b = (ldm.embedder.prepare(ldm.embedder.prompts(y)) for y in (boxes, [[CLASSES[int(c)], *at] for c, *at in boxes.tolist()]))
     assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('condition', ['none', *NEEDS, 'text+inpaint'])
+def test_a_dry_run_of_every_condition(condition, tmp_path, capsys):
+    dry_run('diffusion', tmp_path/'dry', 'tiny', 'cpu', 'fp32', condition=condition)
+    assert 'ten timed steps' in capsys.readouterr().out and not (tmp_path/'dry').exists()

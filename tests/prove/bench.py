@@ -1,13 +1,15 @@
-"""What our modules cost beside those of diffusers: the same weights, the same settings, in turn, in one process a row. `make bench` runs it.
+"""What our modules cost beside those of diffusers: the same weights, the same settings, in turn, each way in a process of its own. `make bench` runs it.
 
-    python tests/prove/bench.py            about 8 minutes on two cores, half of it compiling; writes data/results/bench-cpu.json
-    python tests/prove/bench.py --quick    3 turns, nothing compiled: about 3 minutes
+    python tests/prove/bench.py            about 20 minutes on two cores, half of it compiling; writes data/results/bench-cpu.json
+    python tests/prove/bench.py --quick    3 turns, nothing compiled, nothing written: about 5 minutes
     python tests/prove/bench.py --device cuda                          writes bench-cuda.json
 
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
-steps, guidance 7.5, decoded, from text to pictures. A ratio is the median of the ratios of neighbours in time; memory is the peak of a process
+steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` asks
+for by itself; bfloat16 is there where the machine multiplies it in hardware.
+A ratio is the median of the ratios of neighbours in time; memory is the peak of a process
 of its own."""
-import argparse, json, os, platform, re, statistics, subprocess, sys, tempfile, time
+import argparse, contextlib, json, os, platform, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import diffusers
 import torch
@@ -18,6 +20,7 @@ from ldm_nb.conditioning import remember
 from ldm_nb.cost import this_machine
 from ldm_nb.files import atomic_path
 from ldm_nb.pretrained import load_diffusers
+from ldm_nb.training import has_fast_bf16, keep_memory
 from ldm_nb.unet import Cond
 
 CAPTIONS, STEPS, GUIDANCE = ['a red house', 'a lake at dusk', 'snow', 'two trees'], 50, 7.5
@@ -67,59 +70,67 @@ def training(answer, net, z, noise): # one step as in diffusers' training exampl
 
 ROWS = ('UNet forward', 'training step', 'sample, 50 steps', 'encode', 'decode')
 
-def ways_of(row, folder, device, compiled): # way -> a call, theirs, plain, in float32 first; nothing is built that this row does not need
+def ways_of(row, device, quick): # names of ways, theirs, plain, in float32 first
+    kinds = ['', ' kept'] + [' bf16']*has_fast_bf16(device)*(row != 'training step')
+    out = [who + k for k in kinds for who in ('theirs', 'ours')]
+    if quick or row == 'encode': return out
+    out += ['theirs compiled', 'theirs compiled kept', 'ours compiled']     # ours keeps its memory by itself
+    return out + ['theirs bf16 compiled', 'ours bf16 compiled']*(' bf16' in kinds)
+
+def call_of(row, way, folder, device): # a function without arguments
     rng = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=rng).to(device)
     z, noise, context, t, start = draw(8, 4, 16, 16), draw(8, 4, 16, 16), draw(8, 77, 128), torch.full((8,), 500., device=device), draw(4, 4, 16, 16)
-    pictures, latents, ways, forward = draw(4, 3, 128, 128).clamp(-1, 1), draw(4, 4, 16, 16), {}, torch.no_grad()
-    kinds = [('', None, False), (' bf16', torch.bfloat16, False)] + [(' compiled', None, True), (' bf16 compiled', torch.bfloat16, True)]*compiled
-    for name, dtype, fast in kinds:
-        if row == 'training step' and dtype or row == 'encode' and fast: continue
-        a, b = theirs_from(folder, device, dtype), ours_from(folder, device, dtype)
-        c, x, zz, zn = (v.to(dtype or torch.float32) for v in (context, pictures, latents, z))
-        if fast:
-            a.unet.compile(), a.vae.decoder.compile()
-            b.compile()
-        if row == 'training step':
-            a, b = a.unet.train(), b.net.train()
-            pair = (training(lambda z, a=a: a(z, t, context, return_dict=False)[0], a, z, noise),
-                    training(lambda z, b=b: b(z, t, Cond(context=context)), b, z, noise))
-        if row == 'UNet forward':
-            kept = remember_now(Cond(context=c))
-            pair = forward(lambda a=a, c=c, z=zn: a.unet(z, t, c, return_dict=False)[0]), forward(lambda b=b, k=kept, z=zn: b.net(z, t, k))
-        if row == 'sample, 50 steps': pair = lambda a=a: their_sample(a, start), lambda b=b: our_sample(b, start)
-        if row == 'encode':
-            pair = (forward(lambda a=a, x=x: a.vae.encode(x).latent_dist.mean*a.vae.config.scaling_factor), forward(lambda b=b, x=x: b.autoencoder.encode(x)))
-        if row == 'decode':
-            pair = (forward(lambda a=a, z=zz: a.vae.decode(z/a.vae.config.scaling_factor, return_dict=False)[0]),
-                    forward(lambda b=b, z=zz: b.autoencoder.decode(z)))
-        ways |= {f'theirs{name}': pair[0], f'ours{name}': pair[1]}
-    return ways
+    x, latents, forward = draw(4, 3, 128, 128).clamp(-1, 1), draw(4, 4, 16, 16), torch.no_grad()
+    ours, dtype = way.startswith('ours'), torch.bfloat16 if 'bf16' in way else torch.float32
+    if 'kept' in way: keep_memory()
+    m = (ours_from if ours else theirs_from)(folder, device, dtype)
+    c, x, zz, zn = (v.to(dtype) for v in (context, x, latents, z))
+    if 'compiled' in way and ours: m.compile()
+    elif 'compiled' in way: m.unet.compile(), m.vae.decoder.compile()
+    net, ae = (m.net, m.autoencoder) if ours else (m.unet, m.vae)
+    answer = (lambda z: net(z, t, Cond(context=context))) if ours else (lambda z: net(z, t, context, return_dict=False)[0])
+    if row == 'training step': return training(answer, net.train(), z, noise)
+    if row == 'sample, 50 steps': return (lambda: our_sample(m, start)) if ours else (lambda: their_sample(m, start))
+    if row == 'encode': return forward((lambda: ae.encode(x)) if ours else (lambda: ae.encode(x).latent_dist.mean*ae.config.scaling_factor))
+    if row == 'decode': return forward((lambda: ae.decode(zz)) if ours else (lambda: ae.decode(zz/ae.config.scaling_factor, return_dict=False)[0]))
+    kept = remember_now(Cond(context=c))
+    return forward((lambda: net(zn, t, kept)) if ours else (lambda: net(zn, t, c, return_dict=False)[0]))
 
 @torch.no_grad()
 def remember_now(c): return remember(c)
 
 
-def timed(ways, turns, device): # way -> seconds, a turn each
-    wait = torch.cuda.synchronize if device.type == 'cuda' else lambda: None
-    seconds = {k: [] for k in ways}
-    for _ in range(turns):
-        for k, call in ways.items():
-            wait()
-            start = time.perf_counter()
-            call()
-            wait()
-            seconds[k].append(time.perf_counter() - start)
-    return seconds
+def work(row, way, folder, device, answer): # in a process of its own: warm, keep what came out, then one call for each line that comes in, timed
+    wait, call = torch.cuda.synchronize if device.type == 'cuda' else lambda: None, call_of(row, way, folder, device)
+    torch.save(call().float().cpu(), answer)
+    print('ready', flush=True)
+    for _ in sys.stdin:
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        print(time.perf_counter() - start, flush=True)
 
-def row(name, ways, turns, device): # seconds and ratios of one job
-    first = {k: call().float().cpu() for k, call in ways.items()}           # warm, compiled, and all the same numbers
-    off = {k: (v - first['theirs']).abs().max().item() for k, v in first.items()}
-    seconds, out = timed(ways, turns, device), {}
-    for k, s in seconds.items():
-        ratio = statistics.median(x/y for x, y in zip(s, seconds['theirs']))
-        out[k] = dict(seconds=statistics.median(s), ratio=ratio, difference=off[k])
-        print(f'{name:18} {k:22} {1e3*out[k]["seconds"]:9.1f} ms {ratio:7.3f} of theirs   off by {off[k]:.0e}', flush=True)
+def row(name, folder, device, turns, quick): # seconds and ratios of one job, its ways taking turns
+    here, workers, out = [sys.executable, '-W', 'ignore', __file__, '--threads', str(torch.get_num_threads()), '--device', str(device)], {}, {}
+    with contextlib.ExitStack() as stack:
+        for way in ways_of(name, device, quick):
+            job = ['--worker', name, way, str(folder), str(folder/f'{way}.pt')]
+            p = subprocess.Popen(here + job, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            workers[way] = stack.enter_context(p)
+            stack.callback(p.stdin.close)
+            if p.stdout.readline() != 'ready\n': raise SystemExit(f'{name}, {way}: the process ended; run it alone: {" ".join(here[1:] + job)}')
+        seconds = {k: [] for k in workers}
+        for _ in range(turns + 1):
+            for k, p in workers.items():
+                print('go', file=p.stdin, flush=True)
+                seconds[k].append(float(p.stdout.readline()))
+    first = {k: torch.load(folder/f'{k}.pt') for k in workers}
+    for k, s in seconds.items():                                            # the first turn wakes the processes
+        ratio, off = statistics.median(x/y for x, y in zip(s[1:], seconds['theirs'][1:])), (first[k] - first['theirs']).abs().max().item()
+        out[k] = dict(seconds=statistics.median(s[1:]), ratio=ratio, difference=off)
+        print(f'{name:18} {k:22} {1e3*out[k]["seconds"]:9.1f} ms {ratio:7.3f} of theirs   off by {off:.0e}', flush=True)
     return out
 
 
@@ -175,25 +186,25 @@ if __name__ == '__main__':
     p.add_argument('--only', nargs='*', help='these rows; the others stay as the file has them')
     p.add_argument('--quick', action='store_true', help='3 turns, nothing compiled, nothing written')
     p.add_argument('--out', type=Path)
+    p.add_argument('--worker', nargs=4, help=argparse.SUPPRESS)
     a, start = p.parse_args(), time.time()
     torch.set_num_threads(a.threads)
     torch._dynamo.config.recompile_limit = 64                                   # one class, many networks of it: none falls back to eager
     device, out = torch.device(a.device), a.out or Path(f'data/results/bench-{a.device}.json')
     diffusers.utils.logging.set_verbosity_error()
-    if a.only is None: # each row in a process of its own: what others left in memory is no part of it
-        for name in (*ROWS, 'memory'):
-            subprocess.run([sys.executable, __file__, '--only', name, *sys.argv[1:]], check=True, env=os.environ | dict(OMP_NUM_THREADS=str(a.threads)))
-        raise SystemExit
-    rows = json.loads(out.read_text())['rows'] if out.is_file() and not a.quick else {}
+    if a.worker:
+        name, way, folder, answer = a.worker
+        raise SystemExit(work(name, way, Path(folder), device, answer))
+    rows = json.loads(out.read_text())['rows'] if a.only and out.is_file() and not a.quick else {}
     with tempfile.TemporaryDirectory() as tmp:
         folder = write(Path(tmp))
-        for name in a.only:
+        for name in a.only or (*ROWS, 'memory'):
             if name == 'memory': rows |= memory(folder, device, 1 if a.quick else 3)
             else:
                 turns = 3 if a.quick else max(3, a.turns//3) if 'sample' in name else a.turns
-                rows[name] = row(name, ways_of(name, folder, device, not a.quick), turns, device)
+                rows[name] = row(name, folder, device, turns, a.quick)
     if not a.quick:
         table = dict(command='python tests/prove/bench.py', threads=a.threads, machine=this_machine(device)['name'],
                      versions=dict(torch=torch.__version__, diffusers=diffusers.__version__, python=platform.python_version()), rows=rows)
         with atomic_path(out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
-        print(f'wrote {", ".join(a.only)} to {out} after {(time.time() - start)/60:.1f} minutes')
+        print(f'wrote {", ".join(rows)} to {out} after {(time.time() - start)/60:.1f} minutes')
