@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['OPERATIONS', 'DEVICES', 'make_step', 'synchronise', 'median_seconds', 'activation_bytes', 'memory_estimate',
            'profile_step', 'time_shares', 'leaves', 'count_flops', 'measured_peak', 'mfu', 'device_facts',
-           'this_machine', 'on_paper', 'run_estimate']
+           'this_machine', 'on_paper', 'Alive', 'peak_bytes', 'free_bytes', 'run_estimate']
 
 # %% ../nbs/10d_cost.ipynb #4de0535d
-import copy, itertools, os, statistics, time
+import copy, itertools, os, statistics, time, weakref
 from contextlib import contextmanager
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 # %% ../nbs/10d_cost.ipynb #f0a3fe16
 def make_step(model: nn.Module, # trained in place
@@ -209,6 +211,35 @@ def on_paper(model: nn.Module # on any device, `meta` too
         blank = lambda v: torch.empty(v.shape, dtype=v.dtype, device='cpu')
         put = {id(p): nn.Parameter(blank(p), p.requires_grad) for p in model.parameters()} | {id(b): blank(b) for b in model.buffers()}
         yield copy.deepcopy(model, put)
+
+# %% ../nbs/10d_cost.ipynb #989da682
+class Alive(TorchDispatchMode):
+    "Counts the bytes of all tensors made inside the block: `now` and at `most`."
+    def __init__(self): super().__init__(); self.now, self.most, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for v in tree_leaves(out):
+            if not isinstance(v, torch.Tensor) or (key := (s := v.untyped_storage())._cdata) in self.known: continue
+            self.known.add(key)
+            self.count(s.nbytes())
+            weakref.finalize(s, self.gone, key, s.nbytes())
+        return out
+
+    def count(self, n): self.now += n; self.most = max(self.most, self.now)
+    def gone(self, key, n): self.now -= n; self.known.discard(key)
+
+@torch.no_grad()
+def peak_bytes(fn, *args) -> int:
+    "The most bytes alive at once while fn(*args) runs, without gradients, above what there was before; real or fake tensors. Work space of kernels is not in it."
+    with Alive() as seen: fn(*args)
+    return seen.most
+
+def free_bytes(device: str | torch.device = 'cpu') -> int:
+    "Memory that can still be asked for."
+    import psutil
+    device = torch.device(device)
+    return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
 # %% ../nbs/10d_cost.ipynb #a2c745c5
 def run_estimate(model: nn.Module, # on any device
