@@ -29,7 +29,7 @@ help:
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
 	@echo 'make test       check, then every notebook, then pytest           (about 15 min on two busy cores)'
-	@echo 'make bench      our modules beside those of diffusers: time and memory, in turn   (10 min on two quiet cores)'
+	@echo 'make bench      our modules beside those of diffusers: time and memory, in turn   (long: it compiles; on two quiet cores)'
 	@echo 'make prove      the proofs that are too long for a test: 20 kills, costs, the cache   (about an hour)'
 	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'
 	@echo 'make readme     README.md from nbs/index.ipynb                    (5 s)'

@@ -34,7 +34,8 @@ def make_embedder(condition: str, # 'none', a key of `NEEDS`, or several with + 
                   depth: int = 2, # layers of an encoder of tokens
                   heads: int = 4, head_ch: int | None = None, # of its attention
                   max_length: int = 32, pooled: bool = False, # of text, as in `TextEmbedder`
-                  vocab: list | None = None # of text; None: `shipped_vocab`
+                  vocab: list | None = None, # of text; None: `shipped_vocab`
+                  size: int | None = None # of layouts, as in `LayoutEmbedder`
     ) -> nn.Module | None:
     "The embedder for a condition. Raises `ValueError` for an unknown one, or where the data do not have what it needs."
     if condition == 'none': return None
@@ -46,7 +47,7 @@ def make_embedder(condition: str, # 'none', a key of `NEEDS`, or several with + 
         if column not in data: raise ValueError(f'--condition {k} needs {words}; or use --condition none')
     tokens = dict(dim=dim, depth=depth, heads=heads, head_ch=head_ch)
     make = {'text': lambda: TextEmbedder(vocab or shipped_vocab(), max_length=max_length, pooled=pooled, **tokens),
-            'layout': lambda: LayoutEmbedder(len(CLASSES), names=list(CLASSES), **tokens),
+            'layout': lambda: LayoutEmbedder(len(CLASSES), names=list(CLASSES), size=size, stages=ae.f.bit_length() - 1, **tokens),
             'class': lambda: ClassEmbedder(int(data['label'].max()) + 1, dim), 'map': lambda: MapEmbedder(len(CLASSES), stages=ae.f.bit_length() - 1),
             'x4': lambda: ImageEmbedder(4), 'inpaint': lambda: InpaintEmbedder(ae.z_ch)}
     parts = {k: make[k]() for k in condition.split('+')}

@@ -103,7 +103,7 @@ class LatentDiffusion(nn.Module):
                      asked: list = () # prompts, as `ask` gives them
         ) -> tuple: # (z, h, w)
         "Raises `ValueError` naming the nearest sizes that work, or the size that the prompts ask for."
-        sizes = {self.embedder.size_of(p) for p in asked} if hasattr(self.embedder, 'size_of') else set()
+        sizes = {self.embedder.size_of(p) for p in asked} - {None} if hasattr(self.embedder, 'size_of') else set()
         if len(sizes) > 1: raise ValueError(f'prompts of the sizes {", ".join(f"{h}x{w}" for h, w in sorted(sizes))}: one call draws one size')
         of_prompts = next(iter(sizes), None)
         h, w = two_sides(of_prompts or self.size if size is None else size)
@@ -257,7 +257,8 @@ def bytes_to_draw(ldm: LatentDiffusion, shape: tuple, # (z, h, w) of a latent
     def call(net, k):
         told = dict(concat=(k, net.in_ch - z_ch, h, w) if net.in_ch > z_ch else None,
                     context=(k, 77, net.context_dim) if net.context_dim else None, vector=(k, net.vector_dim) if net.vector_dim else None)
-        return net(torch.zeros(k, z_ch, h, w, dtype=ldm.dtype), torch.zeros(k), Cond(**{slot: v and torch.zeros(v, dtype=ldm.dtype) for slot, v in told.items()}))
+        zeros = lambda size: size and torch.zeros(size, dtype=ldm.dtype)
+        return net(zeros((k, z_ch, h, w)), torch.zeros(k), Cond(**{slot: zeros(size) for slot, size in told.items()}))
     with on_paper(net) as blank: walking = peak_bytes(call, blank, n*twice)
     if not decode: return walking
     with on_paper(ldm.autoencoder) as blank: decoding = peak_bytes(lambda: blank.decode(torch.zeros(n, *shape, dtype=ldm.dtype)).float().clamp(-1, 1))

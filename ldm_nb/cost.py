@@ -231,7 +231,7 @@ class Alive(TorchDispatchMode):
 
 @torch.no_grad()
 def peak_bytes(fn, *args) -> int:
-    "The most bytes alive at once while fn(*args) runs, without gradients, above what there was before; real or fake tensors. Work space of kernels is not in it."
+    "The most bytes alive at once while fn(*args) runs without gradients, beside those before it; real or fake tensors. Not the work space of kernels."
     with Alive() as seen: fn(*args)
     return seen.most
 

@@ -54,11 +54,14 @@ class LayoutEmbedder(TokenTransformer):
                  heads: int = 4, # of the attention
                  head_ch: int | None = None, # width of a head; None: dim/heads
                  drop: float = .1, # share of layouts replaced by nothing in training
-                 names: list | None = None): # of the classes, for errors and for boxes that name theirs
+                 names: list | None = None, # of the classes, for errors and for boxes that name theirs
+                 size: int | None = None, # pixels a side: lay the boxes beside the latent too, a channel a class; None: words alone, as published
+                 stages: int = 2): # halvings from pixels to latents: log2 f
         super().__init__(n_classes + grid**2 + 2, dim, depth, heads, head_ch, 3*max_boxes)
         self.config = dict(n_classes=n_classes, max_boxes=max_boxes, grid=grid, dim=dim, depth=depth, heads=heads, head_ch=head_ch, drop=drop,
-                           names=list(names) if names else None)
-        self.n_classes, self.max_boxes, self.grid, self.drop, self.names = n_classes, max_boxes, grid, drop, names
+                           names=list(names) if names else None, size=size, stages=stages)
+        self.n_classes, self.max_boxes, self.grid, self.drop, self.names, self.size, self.stages = n_classes, max_boxes, grid, drop, names, size, stages
+        self.concat_ch = n_classes if size else 0
         self.end, self.nothing = n_classes + grid**2, n_classes + grid**2 + 1          # ids of 'no more boxes' and of 'nothing was said'
 
     def prompts(self, y) -> list: # of (k, 5): one layout, (b, k, 5), or a list of layouts
@@ -75,13 +78,26 @@ class LayoutEmbedder(TokenTransformer):
             row[:len(boxes)] = torch.stack([boxes[:, 0].long(), *(self.n_classes + at[:, k + 1]*self.grid + at[:, k] for k in (0, 2))], dim=1)
         return ids.flatten(1)
 
-    def null(self, n: int = 1, hw=None) -> Cond: # context (n, 3*max_boxes, dim)
+    def null(self, n: int = 1, hw=None) -> Cond: # context (n, 3*max_boxes, dim); concat as in `forward`, zeros
         "Nothing said, which is not the same as an empty layout."
         return self(torch.full((n, 3*self.max_boxes), self.nothing))
 
-    def forward(self, ids, drop_generator=None) -> Cond: # (b, 3*max_boxes) int64 -> context (b, 3*max_boxes, dim)
-        ids = drop_some(ids, self.nothing, self.drop, drop_generator) if self.training else ids
-        return Cond(context=self.tokens(ids.to(self.position.device)))
+    def size_of(self, boxes) -> tuple | None: return (self.size, self.size) if self.size else None # (h, w) pixels; None: any
+
+    def lay_out(self, ids) -> torch.Tensor: # (b, 3*max_boxes) int64 -> (b, n_classes, h, w): the share of each place that boxes of a class cover
+        "The boxes as a picture: of several of one class the largest share counts."
+        cls, *corners = ids.unflatten(1, (self.max_boxes, 3)).unbind(2)
+        side = self.size >> self.stages
+        place, edge = side/(self.grid - 1), torch.arange(side, device=ids.device)
+        (x0, x1), (y0, y1) = ([f(c - self.n_classes, self.grid)[..., None]*place for c in corners] for f in (torch.remainder, torch.floor_divide))
+        cover = lambda lo, hi: (torch.minimum(hi, edge + 1) - torch.maximum(lo, edge)).clamp(0, 1)
+        share = cover(y0, y1)[..., :, None]*cover(x0, x1)[..., None, :]                 # b k h w
+        of = F.one_hot(cls.clamp(max=self.n_classes), self.n_classes + 1)[..., :-1]     # b k n_classes; words that are no class belong to none
+        return (of[..., None, None]*share[:, :, None]).amax(1)
+
+    def forward(self, ids, drop_generator=None) -> Cond: # (b, 3*max_boxes) int64 -> context (b, 3*max_boxes, dim); with a size, concat (b, n_classes, h, w)
+        ids = (drop_some(ids, self.nothing, self.drop, drop_generator) if self.training else ids).to(self.position.device)
+        return Cond(context=self.tokens(ids), concat=self.lay_out(ids).to(self.position) if self.size else None)
 
 # %% ../nbs/08a_encoders.ipynb #f6eedd07
 class MapEmbedder(nn.Module):
@@ -228,7 +244,7 @@ class HybridEmbedder(nn.Module):
         return [{k: v[i % len(v)] for k, v in each.items()} for i in range(n)]
 
     def size_of(self, y: dict): # (h, w), or None where no part asks for a size
-        sizes = {k: e.size_of(y[k]) for k, e in self.parts.items() if hasattr(e, 'size_of')}
+        sizes = {k: e.size_of(y[k]) for k, e in self.parts.items() if hasattr(e, 'size_of') and e.size_of(y[k])}
         if len(set(sizes.values())) > 1: raise ValueError(', '.join(f'{k} asks for {h}x{w}' for k, (h, w) in sizes.items()) + ': expected one size')
         return next(iter(sizes.values()), None)
 

@@ -188,7 +188,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints/, log.jsonl, sampl
     torch.manual_seed(s['seed'])
     own_words = (tokenizer or ('shipped' if data == 'postcards' else 'captions')) == 'captions'
     vocab = train_tokenizer(images['caption']) if own_words and 'caption' in images else None
-    embedder, out = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab), writable_folder(out)
+    embedder, out = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab, size=s['size']), writable_folder(out)
     net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), kind, s['size'], shared_first_stage(autoencoder))
     part = trained_parts(ldm)
@@ -390,7 +390,7 @@ def untrained(stage: str, s: dict, ae, condition: str, f: int, regulariser: str)
     if stage == 'reader': return torch.nn.ModuleDict(dict(reader=Reader(**s['model'])))
     if stage == 'autoencoder': return torch.nn.ModuleDict(dict(autoencoder=first_stage(s, f, regulariser)))
     columns = dict.fromkeys(('image', 'caption', 'boxes', 'map')) | dict(label=torch.tensor([15], device='cpu'))
-    embedder = make_embedder(condition, columns, ae, **s['embedder'])
+    embedder = make_embedder(condition, columns, ae, **s['embedder'], size=s['size'])
     net = make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing'])
     return torch.nn.ModuleDict(dict(net=net) | (dict(embedder=embedder) if embedder else {}))
 

@@ -1,7 +1,7 @@
 """What our modules cost beside those of diffusers: the same weights, the same settings, in turn, each way in a process of its own. `make bench` runs it.
 
-    python tests/prove/bench.py            about 20 minutes on two cores, half of it compiling; writes data/results/bench-cpu.json
-    python tests/prove/bench.py --quick    3 turns, nothing compiled, nothing written: about 5 minutes
+    python tests/prove/bench.py            long, most of it compiling; on quiet cores; writes data/results/bench-cpu.json
+    python tests/prove/bench.py --quick    3 turns, nothing compiled, nothing written
     python tests/prove/bench.py --device cuda                          writes bench-cuda.json
 
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM

@@ -1,7 +1,7 @@
 """The paper's central experiment (§4.1, Fig. 6 and 7) in small: the same network, as many weights and as much time, on latents of f = 1 (pixels), 2, 4, 8
 and 16, by KL and by VQ. What has each learnt after a quarter, a half and the whole of its time? The curves of chapter 25.
 
-    python tests/prove/compression.py                     all points, two at a time on one thread each: about 70 minutes on two cores
+    python tests/prove/compression.py                     all points, two at a time on one thread each: six minutes of training a point
     python tests/prove/compression.py --seeds 1           another seed beside those that are in the file
     python tests/prove/compression.py --minutes 0.1 --n 24 --first-steps 20 --out runs/tiny.json --work runs/tiny      in miniature
 

@@ -9,9 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np
 import torch
+from scipy.ndimage import label
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import to_float, to_uint8
-from ldm_nb.evaluate import Measured, Seen, compare, embed, fid, held_out, jackknife, judge_text, reader_features
+from ldm_nb.data import CLASSES, to_float, to_uint8
+from ldm_nb.evaluate import Measured, Seen, Tally, compare, embed, fid, held_out, jackknife, judge_text, reader_features, segment
 from ldm_nb.files import atomic_path, find_pretrained, weights_hash
 from ldm_nb.reader import load_reader
 
@@ -40,9 +41,15 @@ def timed(ldm, captions: list, hows: list, rounds: int = 3) -> list: # of second
 
 def seen(network, x) -> Seen: return Seen.cat([embed(network, part) for part in x.split(CHUNK)])
 
+def twice(x, reader) -> dict: # of Tally: is there more than one house, more than one sun or moon?
+    "Postcards have at most one of each. A region of fewer than 12 of the 4,096 pixels does not count."
+    regions = lambda seg, name: int((np.bincount(label(seg == CLASSES.index(name))[0].flat)[1:] >= 12).sum())
+    many = [[regions(m, 'house') > 1, regions(m, 'sun') + regions(m, 'moon') > 1] for m in segment(reader, x).numpy()]
+    return {k: Tally(v, torch.ones_like(v), True) for k, v in zip(('two houses', 'two suns or moons'), torch.tensor(many).split(1, dim=1))}
+
 def measures(x, a: dict, reader, network, reference: Seen, real: Seen) -> dict: # drawn, and what is known of the pictures asked for
     "Sets, and captions; with how many questions of each caption were answered right, a digit a picture."
-    tallies, fair = (judge_text(y, a, reader, None) for y in (x, a['image']))
+    tallies, fair = (judge_text(y, a, reader, None) | twice(y, reader) for y in (x, a['image']))
     out = compare(reference, seen(network, x), real) | {k: v.measured(fair[k]) for k, v in tallies.items()}
     every = tallies['caption: all']
     digits = lambda t: ''.join(str(int(v)) for v in t.flatten())
@@ -56,7 +63,7 @@ if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--n', type=int, default=400, help='captions a point (default 400)')
     p.add_argument('--steps', type=int, default=20, help='of dpmpp_2m in the guidance curve (default 20)')
-    p.add_argument('--weights', type=float, nargs='*', default=[0, 1, 1.5, 2, 3, 5, 8], help='of guidance (default 0 1 1.5 2 3 5 8)')
+    p.add_argument('--weights', type=float, nargs='*', default=[0., 1., 1.5, 2., 3., 5., 8.], help='of guidance (default 0 1 1.5 2 3 5 8)')
     p.add_argument('--few', type=int, nargs='*', default=[5, 10, 20, 50], help='steps of ddim and dpmpp_2m at guidance 3 (default 5 10 20 50)')
     p.add_argument('--seed', type=int, default=2024, help='of the held-out postcards and of all noise (default 2024)')
     p.add_argument('--work', type=Path, default=Path('runs/guidance'), help='where the pictures go')

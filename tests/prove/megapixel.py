@@ -1,7 +1,7 @@
 """A megapixel from a model trained at 64x64: a map of 1024x1024 with everything at the scale of the postcards, drawn whole and in windows, decoded in
 tiles. The pictures and the table of chapter 24.
 
-    python tests/prove/megapixel.py          about 6 minutes on two cores; writes data/results/megapixel.json and two pictures
+    python tests/prove/megapixel.py          four minutes on two cores; writes data/results/megapixel.json and two pictures
 
 Each way has a process of its own, so that its peak of memory is its own."""
 import argparse, json, os, resource, subprocess, sys, time
