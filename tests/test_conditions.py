@@ -42,11 +42,11 @@ def draw(trained, condition, tmp_path, *words):
 
 
 @pytest.mark.parametrize('condition, words, channels', [
-    ('none', [], 4), ('class', ['3'], 4), ('layout', [BOXES], 4), ('map', ['--map', 'map.png'], 12), ('x4', ['--image', 'small.png'], 7),
+    ('none', [], 4), ('class', ['3'], 4), ('layout', [BOXES], 13), ('map', ['--map', 'map.png'], 12), ('x4', ['--image', 'small.png'], 7),
     ('inpaint', ['--image', 'picture.png', '--mask', 'mask.png'], 9), ('text+inpaint', ['a red house', '--image', 'picture.png', '--mask', 'mask.png'], 9),
     ('class+map', ['3', '--map', 'map.png'], 12), ('class', ['3', '--negative', '2'], 4),
     ('text', ['a red house', '--init', 'picture.png', '--strength', '.5', '--negative', 'snowy'], 4),
-    ('layout', [BOXES, '--negative', 'tree .1 .1 .5 .5'], 4),
+    ('layout', [BOXES, '--negative', 'tree .1 .1 .5 .5'], 13),
     ('text+inpaint', ['dusk', '--negative', 'snowy', '--image', 'picture.png', '--mask', 'mask.png'], 9)])
 def test_every_condition(trained, files, tmp_path, condition, words, channels):
     ldm = draw(trained, condition, tmp_path, *[files/w if w.endswith('.png') else w for w in words])
