@@ -11,7 +11,8 @@ from ldm_nb import recipes
 from ldm_nb.losses import load_lpips
 from ldm_nb.recipes import train_autoencoder, train_command
 
-EVERYTHING = dict(data='postcards', preset='tiny', regulariser='vq', codes=32, restarts=25, perceptual='reader', adversary_start=60, adversary_warmup=30,
+# 2,048 codes and 1,600 latents between restarts: some are always dead
+EVERYTHING = dict(data='postcards', preset='tiny', regulariser='vq', codes=2048, restarts=25, perceptual='reader', adversary_start=60, adversary_warmup=30,
                   steps=200, save_every=50, crop=16, precision='fp32', device='cpu', quiet=True)
 
 
