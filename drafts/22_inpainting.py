@@ -21,7 +21,8 @@
 # and what is known should come out as it went in. The paper trains a latent diffusion model for it (§4.5) by laying two things beside the noisy latent: the
 # latent of the picture with its hole blanked, and the mask.
 #
-# **You will be able to** fill holes with `sample(image=, mask=)`, say what the model knows and what it cannot know, fill a hole with a model that was trained for
+# **You will be able to** fill holes with `sample(image=, mask=)`, say what the model knows and what it cannot know, fill a hole with a model that was
+# trained for
 # something else and say in one number what that costs, and judge a filling by more than its looks. Paper: §4.5, Tab. 6 and 7. Time: 35 minutes; the machine
 # works two. The long table comes from `tests/prove/inpainting.py`.
 
@@ -104,7 +105,8 @@ test_eq(other, y)
 
 # %% [markdown]
 # None: what is under the mask never gets in. And the mask, is it needed? The hole is grey already, and nothing else in a postcard is quite that grey. But a
-# grey wall might be. Here the network gets the same blanked latent twice, once with the true mask and once with one that says "nothing is missing". **Predict** the
+# grey wall might be. Here the network gets the same blanked latent twice, once with the true mask and once with one that says "nothing is missing".
+# **Predict** the
 # second row.
 
 # %%
@@ -119,6 +121,10 @@ plain, denied = walk(c), walk(full)
 show_images(torch.cat([plain, denied]), ncol=6, width=7.)
 def grey(y): return (y.abs()*m).sum().item()/m.sum().item()/3
 print(f'mean distance from grey in the holes: told of them {grey(plain):.2f}, not told {grey(denied):.2f}, the postcards {grey(x):.2f}')
+assert grey(denied) < .5*grey(x)
+
+# %% [markdown]
+# Told that nothing is missing, it draws the grey: to it that is the picture. The mask is what makes a hole of it.
 
 # %% [markdown]
 # ## What is known comes out as it went in
@@ -138,7 +144,8 @@ assert off.max() > 3
 #
 # ## Wide and thin
 #
-# Five kinds of holes are drawn in training, in equal shares. A place of the latent must be filled if *any* of its sixteen pixels is: **predict** for which kind that costs
+# Five kinds of holes are drawn in training, in equal shares. A place of the latent must be filled if *any* of its sixteen pixels is: **predict** for which
+# kind that costs
 # most.
 
 # %%
@@ -192,8 +199,10 @@ for fill in simple.values(): test_eq(blank(fill(x, m), m), blank(x, m))
 #
 # $$\hat z_0 \leftarrow \begin{cases}\mathrm{denoise}(z, \sigma) & \text{in the hole}\\ \mathcal E(x) & \text{elsewhere.}\end{cases}$$
 #
-# Nothing is trained. Is it right? Try it where all is known: two numbers, both of variance 1, with a correlation of 0.9, and the first of them is given. Then the
-# second is about $0.9\,z_1$, give or take $\sqrt{1 - 0.9^2}$. The exact denoiser is linear, so there is nothing to blame but the method. **Predict**: will the slope come out as 0.9?
+# Nothing is trained. Is it right? Try it where all is known: two numbers, both of variance 1, with a correlation of 0.9, and the first of them is given.
+# Then the
+# second is about $0.9\,z_1$, give or take $\sqrt{1 - 0.9^2}$. The exact denoiser is linear, so there is nothing to blame but the method. **Predict**: will
+# the slope come out as 0.9?
 
 # %%
 CORR = .9
@@ -232,13 +241,15 @@ assert found['held, not told'][0] < .55 and found['held, each step 3 times'][0] 
 
 
 # %% [markdown]
-# Half of the connection is lost. At the high noise levels, where it is decided what is large, the unconditional denoiser sees the known number only through noise; by
+# Half of the connection is lost. At the high noise levels, where it is decided what is large, the unconditional denoiser sees the known number only through
+# noise; by
 # the time it shows clearly, the second is settled. The one that is told sees it clean from the first step.
 #
 # RePaint (Lugmayr et al. 2022) gives the hole more chances: go down a step, add the noise back, go down again. It helps, at the price of as many calls more,
 # and it does not quite arrive. Note also what it does to the variance: DDIM's steps are too coarse for so much fresh noise.
 #
-# The same with `postcards`, which was trained to draw postcards and nothing else. What should its encoder see of the hole? Nothing either: it gets the biharmonic filling.
+# The same with `postcards`, which was trained to draw postcards and nothing else. What should its encoder see of the hole? Nothing either: it gets the
+# biharmonic filling.
 
 # %%
 free = LatentDiffusion.from_pretrained('postcards')
@@ -261,7 +272,8 @@ test_close(held_to(x[:2], torch.ones_like(m[:2]), x[:2], steps=5), free.sample(n
 # %% [markdown]
 # ## Side by side
 #
-# Wide holes, then thin ones. The rows: the hole; nearest pixel; biharmonic; held but not trained for it; the same with each step three times; trained; the postcard.
+# Wide holes, then thin ones. The rows: the hole; nearest pixel; biharmonic; held but not trained for it; the same with each step three times; trained; the
+# postcard.
 
 # %%
 def side_by_side(x, m):
@@ -278,8 +290,10 @@ side_by_side(cards[:6], holes['thin'][:6]);
 # %% [markdown]
 # ## The table
 #
-# FID compares a set of filled postcards with other postcards, through the reader (chapter 12). The perceptual distance (chapter 05) is taken over the hole alone:
-# at each layer of the reader only the places of the hole count, by their share of it. It compares with what was there, which is only one of the right answers. PSNR, too,
+# FID compares a set of filled postcards with other postcards, through the reader (chapter 12). The perceptual distance (chapter 05) is taken over the hole
+# alone:
+# at each layer of the reader only the places of the hole count, by their share of it. It compares with what was there, which is only one of the right
+# answers. PSNR, too,
 # is of the hole alone.
 
 # %%
@@ -295,13 +309,13 @@ test_eq(in_hole(x, x, m), torch.zeros(len(x)))
 
 # %%
 result = json.loads(Path('../data/results/inpainting.json').read_text())
-print(f'{result["command"]}: {result["n"]} held-out postcards, {result["steps"]} steps, {result["seconds"]/60:.0f} minutes on {result["threads"]} thread; 95 % intervals')
+print(f'{result["command"]}: {result["seconds"]/60:.0f} minutes on {result["threads"]} thread; n = {result["n"]}, 95 % intervals')
 def cell(v, digits=2): return f'{v["value"]:.{digits}f} [{v["low"]:.{digits}f}, {v["high"]:.{digits}f}]'
 for kind, part in result['holes'].items():
     floor = next(iter(part['rows'].values()))['FID']['floor']
     print(f'\n{kind} holes: {part["pixels"]:.0%} of the pixels, {part["latents"]:.0%} of the latent; FID of other postcards {floor:.2f}')
-    print(f'{"":33}{"FID":>22}{"perceptual, hole":>22}{"PSNR, hole":>24}')
-    for k, r in part['rows'].items(): print(f'{k:33}{cell(r["FID"]):>22}{cell(r["perceptual"]):>22}{cell(r["PSNR"], 1):>24}')
+    print(f'{"":34}{"FID":>22}{"perceptual, hole":>22}{"PSNR, hole":>24}')
+    for k, r in part['rows'].items(): print(f'{k:34}{cell(r["FID"]):>22}{cell(r["perceptual"]):>22}{cell(r["PSNR"], 1):>24}')
 
 # %% [markdown]
 # Is that the table of this model, and are these the same ways? The first eight wide holes, filled and measured again here:
@@ -321,13 +335,14 @@ for k, v in again.items():
 #
 # ## Does it join?
 #
-# Two pixels that are neighbours differ by some amount. Across the border of a hole they should differ as much as those of the true postcard do *at the same places*:
+# Two pixels that are neighbours differ by some amount. Across the border of a hole they should differ as much as those of the true postcard do *at the same
+# places*:
 # 1 below is right, less is smeared, more is an edge. The same for neighbours inside the hole: less is too smooth.
 
 # %%
 for kind, part in result['holes'].items():
-    print(f'\n{kind:33}{"across the border":>22}{"inside the hole":>22}')
-    for k, r in part['rows'].items(): print(f'{k:33}{cell(r["edge"]):>22}{cell(r["inside"]):>22}')
+    print(f'\n{kind:34}{"across the border":>22}{"inside the hole":>22}')
+    for k, r in part['rows'].items(): print(f'{k:34}{cell(r["edge"]):>22}{cell(r["inside"]):>22}')
 
 # %% [markdown]
 # And how far does an edge reach? The same differences by their distance from the border, here over the first wide holes:
@@ -370,7 +385,8 @@ for k in seen[0]: print(f'{k:10}', [r[k] for r in seen])
 # %% [markdown]
 # ## Taking a house away
 #
-# The use people think of first: mask a thing, and it is gone (the paper's Fig. 11). Mask a house with three pixels around it, and fill. **Predict**: will there be a house?
+# The use people think of first: mask a thing, and it is gone (the paper's Fig. 11). Mask a house with three pixels around it, and fill. **Predict**: will
+# there be a house?
 #
 # Not "no, of course": the model was not asked for a postcard without a house, but for one that fits the rest, and four of five postcards have a house. How
 # often there should be one can be worked out, for we know how postcards are made. A house stands at one of six places that its trees leave free, somewhat
@@ -392,7 +408,8 @@ def chance(scene, m, rng, n=400): # of a house in the hole, if all around it is 
 
 
 # %% [markdown]
-# That formula must keep its word. One hole for all, at a fixed place, and thousands of scenes: of those that show no house outside it, how many have one inside?
+# That formula must keep its word. One hole for all, at a fixed place, and thousands of scenes: of those that show no house outside it, how many have one
+# inside?
 
 # %%
 hole = torch.zeros(1, 64, 64)
