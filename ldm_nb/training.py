@@ -304,7 +304,8 @@ class Trainer:
         n = self.settings.get('n')
         first = batch_indices(n, self.batch_size, self.seed, self.step)[:16].tolist() if n else []
         rows = f' Its pictures are {first}{" ..." if self.batch_size > 16 else ""}.' if n else ''
-        raise FloatingPointError(f'{why} at step {self.step + 1}.{rows} The last checkpoint is kept. Try a smaller learning rate, or float32.')
+        raise FloatingPointError(f'{why} at step {self.step + 1}.{rows} The last checkpoint is kept. Try a smaller learning rate, or float32; '
+                                 'what else to look at is in chapter 26, and ldm-diagnose looks at a model.')
 
     def average(self, params): # the gradients of a second player, over all processes
         if self.accelerator.num_processes > 1:
