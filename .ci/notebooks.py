@@ -1,5 +1,5 @@
 """Notebooks and what is made of them. `check` says whether they are exported and clean, without looking at git; `run` re-executes,
-cleans and exports them all, or those named."""
+cleans and exports them all, or those named, and keeps how long each took in data/results/chapter-times.json."""
 import json
 import os
 import shutil
@@ -46,6 +46,14 @@ def check() -> list[str]: # all that is wrong; empty when nothing is
     return wrong
 
 
+def keep_time(chapter: str, seconds: float): # of a whole run, as a reader has it
+    path = ROOT/'data/results/chapter-times.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept[chapter] = dict(seconds=round(seconds), processors=os.cpu_count(), busy=round(os.getloadavg()[1], 1))
+    path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + '\n')
+
+
 def run(names: list[str]): # stems of notebooks; none means all
     import nbformat
     from nbclient import NotebookClient
@@ -61,6 +69,7 @@ def run(names: list[str]): # stems of notebooks; none means all
         part = p.with_name(f'.{p.name}.part')
         nbformat.write(nb, part)
         part.replace(p)
+        keep_time(p.stem, time.time() - start)
         print(f'{time.time()-start:.0f} s', flush=True)
     nbdev('clean', 'nbdev_clean', ROOT)
     nbdev('doclinks', 'nbdev_export', ROOT)

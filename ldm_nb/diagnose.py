@@ -141,7 +141,7 @@ def check_first_stage(p: Probe) -> Finding:
     psnr, at, name = 10*math.log10(4/(p.x - y).square().mean().clamp(min=1e-9).item()), displaced(p.x, y), 'first stage'
     found = f'{psnr:.1f} dB, displaced by {at}; expected above 18 dB and (0, 0)'
     if at != (0, 0): return Finding(name, False, found, 'pictures come back displaced: the encoder pads on both sides, or on the wrong ones')
-    if not psnr > 18: return Finding(name, False, found, 'pictures do not come back: the first stage is untrained, or not the one that this model was trained on')
+    if not psnr > 18: return Finding(name, False, found, 'pictures do not come back: the first stage is untrained, or not the one it was trained on')
     return Finding(name, True, found)
 
 # %% ../nbs/26_debugging.ipynb #b852a2d1
@@ -189,10 +189,12 @@ def check_loss(p: Probe) -> Finding:
               'the picture is noised for the step after': q_sample(s, z0, t + 1, eps), 'no noise is added': z0}
     if not near(q_sample(s, z0, t, eps)):
         return Finding('loss', False, found, next((k for k, y in others.items() if near(y)), 'the network is not shown sqrt(abar) z0 + sqrt(1 - abar) eps'))
-    if (t_told - t).abs().max() > 0: return Finding('loss', False, found, f'the network is told another step than the noise has: off by {(t_told - t).mean():+g}')
+    if (late := t_told - t).abs().max() > 0:
+        return Finding('loss', False, found, f'the network is told another step than the noise has: off by {late.mean():+g}')
     if losses[p.ldm.kind] < 1e-6: return Finding('loss', True, found)
     kind = min(losses, key=losses.get)
-    return Finding('loss', False, found, f'the loss wants {kind!r}, the model answers {p.ldm.kind!r}' if losses[kind] < 1e-6 else 'the target is neither eps, x0 nor v')
+    bug = f'the loss wants {kind!r}, the model answers {p.ldm.kind!r}' if losses[kind] < 1e-6 else 'the target is neither eps, x0 nor v'
+    return Finding('loss', False, found, bug)
 
 # %% ../nbs/26_debugging.ipynb #82a64ca9
 def check_answer(p: Probe) -> Finding:
@@ -234,7 +236,8 @@ def check_condition(p: Probe) -> Finding:
     right, wrong = p.errors(p.plain), p.errors(p.answers(Cond(*(None if v is None else v.roll(1, 0) for v in p.c))))
     gain = better_by(right, wrong)
     found = f'error {right.mean():.4f}, told what belongs to another picture {wrong.mean():.4f}: {gain:.1f} standard errors'
-    return Finding(name, True, found) if gain > 3 else Finding(name, False, found, 'the condition is ignored: what is told does not arrive, or was never learnt')
+    if gain > 3: return Finding(name, True, found)
+    return Finding(name, False, found, 'the condition is ignored: what is told does not arrive, or was never learnt')
 
 # %% ../nbs/26_debugging.ipynb #3fff8f56
 def check_mask(p: Probe) -> Finding:
@@ -305,7 +308,8 @@ def check_average(p: Probe) -> Finding:
     if not both: raise ValueError(f'average=: none of its names ({", ".join(list(kept)[:2])}, ...) is one of the model ({", ".join(list(own)[:2])}, ...)')
     far = max((own[k].cpu().double() - kept[k].cpu().double()).abs().max().item() for k in both)
     found = f'{len(both)} tensors, apart by at most {far:.2g}; expected 0'
-    return Finding(name, True, found) if far < 1e-3 else Finding(name, False, found, 'the average is not used: these are the weights of the last step, or others')
+    if far < 1e-3: return Finding(name, True, found)
+    return Finding(name, False, found, 'the average is not used: these are the weights of the last step, or others')
 
 # %% ../nbs/26_debugging.ipynb #05fcb191
 CHECKS = (check_pixels, check_scale, check_first_stage, check_mask, check_time, check_loss, check_answer, check_heads, check_condition, check_guidance,
@@ -335,7 +339,7 @@ def diagnose_command(argv: list | None = None): # None: the command line
     def main(argv):
         parser = Parser('ldm-diagnose', description='Look for the classic mistakes in a model that was trained, and draws noise (chapter 26).')
         parser.add_argument('model', help='a name in data/pretrained, or a folder')
-        parser.add_argument('--data', default='postcards', help="what it was trained on: 'postcards', 'photos', a folder of images, or torchvision:NAME (default postcards)")
+        parser.add_argument('--data', default='postcards', help="'postcards' (default), 'photos', a folder of images, or torchvision:NAME")
         parser.add_argument('--n', type=int, default=24, help='pictures to look at, 8 or more (default 24)')
         parser.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
         parser.add_argument('--checkpoint', type=Path, help='a checkpoint of the same run: are its averages used?')
