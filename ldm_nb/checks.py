@@ -43,6 +43,9 @@ def ddim_step(answer):
             'z0 keeps its full size: it is multiplied by sqrt(abar_prev)': step() + (1 - b.sqrt())*z0,
             'z0 is multiplied by abar_prev: take its root': step() + (b - b.sqrt())*z0})
     same(answer(z, eps, a, torch.tensor(1., dtype=torch.float64), 0., noise), z0, 'the last step, to abar = 1')
+    point, levels, z = noise, torch.linspace(.05, 1, 6).double(), eps
+    for a, b in zip(levels, levels[1:]): z = answer(z, (z - a.sqrt()*point)/(1 - a).sqrt(), a, b, 0., noise)
+    same(z, point, 'where five steps lead with the exact denoiser of a single point')
 
 # %% ../nbs/15b_checks.ipynb #1536b502
 GAUSS = lambda z, sigma: z/(1 + sigma**2) # the exact denoiser of unit Gaussian data

@@ -9,7 +9,7 @@ __all__ = ['MET', 'Wrong', 'hold', 'brief', 'close', 'same', 'parts', 'stopped',
            'adaptive_weight', 'codebook_loss', 'perceptual']
 
 # %% ../nbs/15_first_checks.ipynb #299d4f1b
-import functools, traceback
+import functools, inspect, traceback
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ def parts(got, *names: str): # several results of one function
 def stopped(e: Exception, # that came out of a check
             answer) -> str: # why, in words
     "What to say of an answer that raised an error."
-    file = getattr(getattr(answer, '__code__', None), 'co_filename', None)
+    file = getattr(getattr(inspect.unwrap(answer), '__code__', None), 'co_filename', None)
     frames = traceback.extract_tb(e.__traceback__)
     own = [f for f in frames if f.filename == file]
     if isinstance(e, NotImplementedError) and (not own or own[-1] is frames[-1]): return 'not written yet'

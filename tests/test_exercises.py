@@ -95,6 +95,14 @@ def test_student_edition_holds_no_solution(asked, edition, root):
     assert (edition.parent/'data/pretrained').is_dir() and any((edition/'images').iterdir())
 
 
+def test_answers_are_not_overwritten(edition, root):
+    before = (edition/'03_layers.ipynb').read_bytes()
+    (edition/'03_layers.ipynb').write_bytes(before + b' ')
+    with pytest.raises(ValueError, match='perhaps with answers'): write_student(edition, root/'nbs')
+    assert (edition/'03_layers.ipynb').read_bytes() == before + b' '
+    (edition/'03_layers.ipynb').write_bytes(before)
+
+
 def pasted(nb, original) -> dict: # the solutions put back, and the last cell
     codes = {e.name: e.code for e in exercises(original)}
     cells = [c | dict(source=codes[n].splitlines(True)) if (n := next((k for k in codes if f'def my_{k}(' in source(c)), None)) else c for c in nb['cells']]
@@ -141,6 +149,9 @@ def test_grading(edition, root, tmp_path):
         if source(c) == 'checks.drop_some(my_drop_some)': c['source'] = ['print("drop_some: right")']
     q.write_text(json.dumps(nb))
     change(q, 'drop_some', 'def my_drop_some(y, null, p): return y')
+    nb = read_notebook(q) # tried twice: the later cell counts, as in a kernel
+    nb['cells'] = [dict(cell_type='code', id='first', metadata={}, execution_count=None, outputs=[], source=['def my_one_call(*args): return 1']), *nb['cells']]
+    q.write_text(json.dumps(nb))
     (tmp_path/'04_autoencoder.ipynb').write_text('{"cells": 3')
     words = 'grade', tmp_path, '--seconds', '4', '--json', tmp_path/'grades.json', '--nbs', root/'nbs'
     r = run(sys.executable, '-m', 'ldm_nb.grading', *words, PYTHONPATH=str(root))
@@ -156,7 +167,7 @@ def test_grading(edition, root, tmp_path):
 
 @pytest.mark.parametrize('args, contains', [
     (('grade', 'no/such/folder'), 'no folder no/such/folder'), (('grade', 'ldm_nb'), 'no notebook with exercises in ldm_nb'),
-    (('grade',), 'required: dir'), (('grade', 'nbs', '--nbs', 'tests'), 'no exercise in tests'), (('student', '--out', 'nbs'), 'nbs holds notebooks')])
+    (('grade',), 'required: dir'), (('grade', 'nbs', '--nbs', 'tests'), 'no exercise in tests'), (('student', '--nbs', 'tests'), 'no notebook in tests')])
 def test_refused(root, monkeypatch, capsys, args, contains):
     monkeypatch.chdir(root)
     with pytest.raises(SystemExit) as e: main(list(args))
