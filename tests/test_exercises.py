@@ -88,8 +88,8 @@ def test_student_edition_holds_no_solution(asked, edition, root):
     for name, nb in shipped.items(): assert BEGIN not in words(nb) and END not in words(nb) and 'nbdev_export(' not in words(nb), name
     for e in asked:
         nb = shipped[f'{e.chapter}.ipynb']
-        after = words(nb).split('## Exercises')[1].splitlines()
-        assert not any(o in after for o in solution(e.code) if len(o) > 12), e.name
+        lines = words(nb).splitlines() # of the whole chapter, which teaches what the exercise asks for in other words
+        assert not any(o in lines for o in solution(e.code) if len(o) > 35), e.name
         mine = [c for c in nb['cells'] if f'def my_{e.name}(' in source(c) or source(c) == f'checks.{e.name}(my_{e.name})']
         assert len(mine) == 2 and STUB in source(mine[0]) and not any(c['outputs'] for c in mine), e.name
     assert (edition.parent/'data/pretrained').is_dir() and any((edition/'images').iterdir())
