@@ -7,9 +7,14 @@ import shutil
 import sys
 
 import pytest
+import torch
+import torch.nn.functional as F
 from conftest import run
 
-from ldm_nb import checks, diffusion_checks, first_checks
+from ldm_nb import checks, conditioning, data, diffusion, diffusion_checks, evaluate, first_checks, layers, losses, samplers, training
+from ldm_nb.autoencoder import Codebook, Codes, Gaussian
+from ldm_nb.core import ItemNoise
+from ldm_nb.editing import cut_sigmas
 from ldm_nb.grading import (BEGIN, END, STUB, chapters, exercises, holds_answers, main, read_notebook, source, student_notebook, without_solution,
                             write_student)
 
@@ -57,6 +62,45 @@ def test_wrong_answers_fail_with_hints_of_their_own(asked, known):
     for name, hints in known.items():
         assert len(hints) >= 2 and len(set(hints.values())) == len(hints), name
         assert not any(h == 'not written yet' or h.startswith('your code stopped') for h in hints.values()), name
+
+
+def last(walk): # what a sampler ends with
+    for z, _ in walk: pass
+    return z
+
+
+def quantized(raw, codes): # by a codebook with these codes, which the package detaches elsewhere
+    book = Codebook(*codes.shape)
+    book.embedding.weight.data = codes.detach()
+    return book(raw).quantized
+
+
+def codebook_loss(raw, nearest, beta):
+    q = Codes(raw, nearest, None)
+    return (q.codebook() + beta*q.commitment()).mean()
+
+
+class Levels: # a schedule with these abar
+    def __init__(self, abar): self.abar = abar
+    def __len__(self): return len(self.abar)
+
+
+OWN = dict(
+    to_float=data.to_float, block_mean=data.downsample, cross_entropy=F.cross_entropy, group_norm=lambda h, g, eps: layers.norm(h.shape[1], g, eps)(h),
+    timestep_embedding=layers.timestep_embedding, gaussian_sample=lambda m, lv, eps: Gaussian(m, lv).sample(eps), kl=lambda m, lv: Gaussian(m, lv).kl(),
+    quantize=quantized, hinge=losses.hinge_loss, adaptive_weight=losses.adaptive_weight, codebook_loss=codebook_loss,
+    perceptual=losses.FeatureDistance(lambda x: [x]).forward, abar=lambda T, lo, hi: diffusion.Schedule('linear', lo, hi, T).abar,
+    q_sample=lambda a, z0, t, eps: diffusion.q_sample(Levels(a), z0, t, eps), draw_t=diffusion.draw_t,
+    from_v=lambda z, v, a: (diffusion.to_z0('v', v, z, a.flatten()), diffusion.to_eps('v', v, z, a.flatten())),
+    diffusion_loss=lambda net, z0, t, eps, a: diffusion.DiffusionLoss(Levels(a))(lambda z, t, c: net(z, t), z0, None, t, eps),
+    drop_some=conditioning.drop_some, euler=lambda *q: last(samplers.euler(*q)), heun_step=lambda d, z, s, to: last(samplers.heun(d, z, [s, to])),
+    karras_sigmas=samplers.karras_sigmas, batch_indices=training.batch_indices, item_noise=lambda seed, items, shape: ItemNoise(seed, items)(
+        torch.empty(len(items), *shape)), start_from=lambda z0, eps, s, p: (z0 + cut_sigmas(s, p)[0]*eps, cut_sigmas(s, p)),
+    precision_recall=evaluate.precision_recall, interval=evaluate.wilson)
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_the_package_passes_its_own_checks(name): getattr(checks, name)(OWN[name])
 
 
 def test_an_answer_that_returns_nothing_or_takes_nothing(asked):
