@@ -20,12 +20,16 @@ endif
 
 SEED    ?= 0
 OUT     ?= runs/speedrun-$(SEED)
+STUDENT ?= student/nbs
+DIR     ?= $(STUDENT)
 
-.PHONY: help setup demo speedrun lab check test bench prove notebooks readme
+.PHONY: help setup demo speedrun lab student grade check test bench prove notebooks readme
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
+	@echo 'make student    the notebooks without their solutions, in student/nbs, where ../data works too   (STUDENT=elsewhere/nbs)'
+	@echo 'make grade      tries the answers in DIR, by default student/nbs   (under a minute)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
 	@echo 'make test       check, then every notebook, then pytest           (about 15 min on two busy cores)'
@@ -46,6 +50,12 @@ speedrun: $(PACKAGE)
 
 lab: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
+
+student: $(PACKAGE)
+	@$(BIN)/python -m ldm_nb.grading student --out '$(STUDENT)'
+
+grade: $(PACKAGE)
+	@$(BIN)/python -m ldm_nb.grading grade '$(DIR)' $(if $(JSON),--json '$(JSON)')
 
 check: $(PACKAGE) $(TOOLS)
 	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
