@@ -84,9 +84,9 @@ def batches(ldm, images, seed: int): # every picture is encoded once, which is n
     return batch, n
 
 def measure(ldm, reader, base: Seen, data: dict, n: int, seed: int) -> dict:
-    start, network = time.time(), reader_features(reader)
+    start, network = time.process_time(), reader_features(reader)
     x = torch.cat([ldm.sample(data['caption'][k:k + 32], steps=15, sampler='dpmpp_2m', guidance=3., seed=seed + k) for k in range(0, n, 32)])
-    seconds, right = time.time() - start, judge_text(x, dict(caption=data['caption'][:n]), reader, None)
+    seconds, right = time.process_time() - start, judge_text(x, dict(caption=data['caption'][:n]), reader, None)
     seen = embed(network, x)
     share = lambda k: right[f'caption: {k}'].value()
     return dict(fid=fid(base.features, seen.features).item(), kid=kid(base.features, seen.features).item(), samples_a_second=n/seconds,
