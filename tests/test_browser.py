@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import ROOT
+from ldm_nb.data import Postcards, to_uint8
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 try: from playwright.sync_api import sync_playwright
@@ -109,13 +110,14 @@ def lab(tmp_path_factory): # every cell stays in the page: this version takes th
 
 
 @pytest.fixture
-def page(browser): # a page whose errors fail the test
+def page(browser, request): # a page whose errors fail the test; its last state is kept as a picture
     page = browser.new_page(viewport=dict(width=1280, height=1000))
     page.errors = []
     page.on('console', lambda m: page.errors.append(f'{m.text} ({m.location.get("url", "")})') if m.type == 'error' else None)
     page.on('pageerror', lambda e: page.errors.append(str(e)))
     page.set_default_timeout(30*SECOND)
     yield page
+    page.screenshot(path=SCREENS/f'last-of-{request.node.name}.png')
     page.close()
 
 
@@ -133,9 +135,9 @@ def menu(page, *items: str):
 def run_all(page, seconds: float): # through the menu, to the last cell; fails on a cell that failed
     menu(page, 'Run', 'Run All Cells')
     prompts = page.locator('.jp-Notebook .jp-CodeCell .jp-InputPrompt')
-    page.wait_for_function('''() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content').textContent.trim()).every(
-        c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent))''', timeout=seconds*SECOND)
-    failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')
+    page.wait_for_function('''() => [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content').textContent.trim())
+        .every(c => /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent))''', timeout=seconds*SECOND)
+    failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     assert prompts.count() and not failed.count(), failed.first.inner_text()
 
 
@@ -159,6 +161,16 @@ def changes(page, image, what, seconds=10): # the alternative text of an image, 
     return image.get_attribute('alt')
 
 
+def changes_within(page, image, what) -> float: # seconds
+    start = time.time()
+    changes(page, image, what, seconds=30)
+    return time.time() - start
+
+
+def patience() -> float: # how much longer than on an idle machine things may take now
+    return max(1.5, 2*os.getloadavg()[0]/os.cpu_count())
+
+
 def test_noise_slider_of_chapter_06(page, lab):
     shutil.copy(ROOT/'nbs/06_diffusion.ipynb', lab.folder)
     open_notebook(page, lab, '06_diffusion.ipynb')
@@ -175,4 +187,83 @@ def test_noise_slider_of_chapter_06(page, lab):
     assert 't = 998' in changes(page, image, lambda: page.keyboard.press('ArrowLeft'))
     box = slider.locator('xpath=ancestor::*[contains(@class, "noUi-target")]').bounding_box()
     changes(page, image, lambda: page.mouse.click(box['x'] + box['width']*.25, box['y'] + box['height']/2))      # with the mouse
+    assert not page.errors, page.errors
+
+
+LAYOUT = ("from ldm_nb.canvas import layout_editor\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.reader import load_reader",
+          "editor = layout_editor(LatentDiffusion.from_pretrained('postcards-layout'), reader=load_reader())\neditor")
+MASK = ("from ldm_nb.canvas import mask_painter\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.data import Postcards",
+        "painter = mask_painter(LatentDiffusion.from_pretrained('postcards-inpaint'), Postcards(64, 64, seed=3)[40]['image'])\npainter")
+
+
+def point(canvas, x: float, y: float) -> tuple: # fractions of a canvas -> the page
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    return box['x'] + x*box['width'], box['y'] + y*box['height']
+
+
+def drag(page, canvas, *points: tuple): # fractions of the canvas
+    page.mouse.move(*point(canvas, *points[0]))
+    page.mouse.down()
+    for p in points[1:]: page.mouse.move(*point(canvas, *p), steps=4)
+    page.mouse.up()
+
+
+def finished(page, name: str, seconds: float = 40): # the line of a panel says so
+    page.get_by_text(name, exact=False).first.wait_for(timeout=seconds*SECOND)
+
+
+def test_draw_a_box(page, lab):
+    write(lab.folder/'layout.ipynb', *LAYOUT)
+    open_notebook(page, lab, 'layout.ipynb')
+    run_all(page, 60)
+    canvas, words, image = page.locator('canvas.ldm-boxes'), page.get_by_placeholder('house .2'), page.locator('img[alt^="a picture of"]')
+    assert not image.count() and page.get_by_text('No boxes yet').count()
+    page.mouse.click(*point(canvas, .5, .5))                                  # an empty drawing: a click
+    page.wait_for_timeout(300)
+    assert words.input_value() == ''
+    drag(page, canvas, (.3, .45), (.5, .6), (.58, .74))
+    image.wait_for()
+    finished(page, 'finished')
+    shot(page, 'layout-house')
+    said = page.locator('figcaption', has_text='the reader').inner_text()
+    print(f'{words.input_value()}; {said}')
+    assert 'house found' in said, said
+    seconds = changes_within(page, image, lambda: drag(page, canvas, (.45, .6), (.9, .6), (1.4, .6)))   # dragged outside: it stays in the picture
+    print(f'preview after {seconds:.2f} s')
+    page.wait_for_function('([e]) => / 1\\.00 /.test(e.value)', arg=[words.element_handle()])
+    assert words.input_value().count('house') == 1 and seconds < 2*patience(), seconds
+    page.keyboard.press('Delete')
+    page.get_by_text('No boxes yet').wait_for()
+    page.keyboard.press('Enter')                                              # from the keys alone
+    for _ in range(3): page.keyboard.press('ArrowDown')
+    page.keyboard.press('Shift+ArrowRight')
+    finished(page, 'house 0.35 0.45 0.62 0.75', 10)
+    image.wait_for()
+    shot(page, 'layout-keys')
+    assert not page.errors, page.errors
+
+
+def test_paint_a_mask(page, lab):
+    write(lab.folder/'mask.ipynb', *MASK)
+    open_notebook(page, lab, 'mask.ipynb')
+    run_all(page, 60)
+    canvas, image = page.locator('canvas.ldm-mask'), page.locator('img[alt^="filled"]')
+    assert page.get_by_text('Nothing is masked').count()
+    shot(page, 'mask-before')
+    drag(page, canvas, (.7, .5), (.95, .65), (.7, .7), (.9, .55))
+    image.wait_for()
+    page.get_by_text('finished', exact=False).first.wait_for()
+    shot(page, 'mask-after')
+    inside, outside = (int(w) for w in image.get_attribute('alt').split() if w.isdigit())
+    before, after = Postcards(64, 64, seed=3)[40]['image'], pixels(image)
+    differs = (to_uint8(before).astype(int) != after).any(-1)
+    assert outside == 0 and 50 < inside == differs.sum() and not differs[:, :32].any(), (inside, outside, differs.sum())
+    page.get_by_role('button', name='Mask all').click()                       # a mask over everything
+    page.get_by_text('all of it is invented').wait_for()
+    page.get_by_role('button', name='Clear').click()
+    page.get_by_text('Nothing is masked').wait_for()
+    canvas.focus()
+    page.keyboard.press('ArrowRight'); page.keyboard.press('Space')
+    image.wait_for()
     assert not page.errors, page.errors
