@@ -17,7 +17,7 @@ from .data import CLASSES
 from .evaluate import drawn_boxes, segment
 from .reader import Reader
 from .recipes import parse_layout
-from .widgets import data_uri, drawn, panel, picture, row, runner
+from .widgets import data_uri, drawn, panel, picture, row, runner, settled
 
 # %% ../nbs/14a_canvas.ipynb #53b63ef6
 def tidy_boxes(boxes: list, # rows of class (a name or an id), x0, y0, x1, y1 in fractions of the picture; corners in any order
@@ -234,7 +234,7 @@ def layout_editor(ldm: LatentDiffusion, # conditioned on a layout
     canvas = canvases()[0](names=names, colours=(COLOURS*9)[:len(names)], boxes=ids(tidy_boxes(boxes, names, most)[0]), cls=len(names) - 1)
     cls = W.Dropdown(options=[(n, k) for k, n in enumerate(names)], value=canvas.cls, description='draw a', layout=W.Layout(width='200px'))
     words = W.Text(description='as text', continuous_update=False, layout=W.Layout(width='520px'), placeholder='house .2 .4 .5 .8, tree .6 .5 .7 .9')
-    noise, view, go = W.IntSlider(seed, 0, 99, description='seed', continuous_update=False), W.HTML(), W.Button(description='Clear')
+    noise, view, go = settled(W.IntSlider, seed, 'seed'), W.HTML(), W.Button(description='Clear')
     state = dict(boxes=[], did=[])
     def show(x):
         said = '; '.join(filter(None, [verdict(reader, x[0], state['boxes']), *state['did']]))
@@ -298,7 +298,7 @@ def mask_painter(ldm: LatentDiffusion, # conditioned on a picture and its mask
     canvas = canvases()[1](back=data_uri(x), width=w, height=h)
     radius = W.FloatSlider(5., min=1., max=16., step=.5, description='brush')
     erase, clear, everything = W.Checkbox(description='rub out'), W.Button(description='Clear'), W.Button(description='Mask all')
-    noise, view, current = W.IntSlider(seed, 0, 99, description='seed', continuous_update=False), W.HTML(), dict(mask=torch.zeros(1, h, w))
+    noise, view, current = settled(W.IntSlider, seed, 'seed'), W.HTML(), dict(mask=torch.zeros(1, h, w))
     def show(y):
         m = current['mask']
         inside, outside = changed(x, y[0], m)
