@@ -20,12 +20,14 @@ endif
 
 SEED    ?= 0
 OUT     ?= runs/speedrun-$(SEED)
+PORT    ?= 8866
 
-.PHONY: help setup demo speedrun lab check test bench prove notebooks readme
+.PHONY: help setup demo speedrun lab app check test bench prove notebooks readme
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
+	@echo 'make app        the panels as a web page, on this machine alone   (PORT=8866; Ctrl-C ends it)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
 	@echo 'make test       check, then every notebook, then pytest           (about 15 min on two busy cores)'
@@ -46,6 +48,10 @@ speedrun: $(PACKAGE)
 
 lab: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
+
+app: $(PACKAGE) $(TOOLS)
+	@echo 'The lab: http://127.0.0.1:$(PORT)/ (this machine alone; the first page takes about 10 seconds; Ctrl-C ends it)'
+	@$(BIN)/python -m voila nbs/14d_lab.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --show_tracebacks=True
 
 check: $(PACKAGE) $(TOOLS)
 	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \

@@ -714,6 +714,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                              'ldm_nb.unet.shape_table': ('unet.html#shape_table', 'ldm_nb/unet.py'),
                              'ldm_nb.unet.way_down': ('unet.html#way_down', 'ldm_nb/unet.py'),
                              'ldm_nb.unet.way_up': ('unet.html#way_up', 'ldm_nb/unet.py')},
+            'ldm_nb.watch': { 'ldm_nb.watch.follow_log': ('watch.html#follow_log', 'ldm_nb/watch.py'),
+                              'ldm_nb.watch.loss_view': ('watch.html#loss_view', 'ldm_nb/watch.py'),
+                              'ldm_nb.watch.preference_study': ('watch.html#preference_study', 'ldm_nb/watch.py'),
+                              'ldm_nb.watch.smooth': ('watch.html#smooth', 'ldm_nb/watch.py'),
+                              'ldm_nb.watch.still_curve': ('watch.html#still_curve', 'ldm_nb/watch.py'),
+                              'ldm_nb.watch.training_monitor': ('watch.html#training_monitor', 'ldm_nb/watch.py')},
             'ldm_nb.weights': { 'ldm_nb.weights.Entry': ('weights.html#entry', 'ldm_nb/weights.py'),
                                 'ldm_nb.weights.Inert': ('weights.html#inert', 'ldm_nb/weights.py'),
                                 'ldm_nb.weights.Inert.__init__': ('weights.html#inert.__init__', 'ldm_nb/weights.py'),
@@ -757,4 +763,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                 'ldm_nb.widgets.row': ('widgets.html#row', 'ldm_nb/widgets.py'),
                                 'ldm_nb.widgets.runner': ('widgets.html#runner', 'ldm_nb/widgets.py'),
                                 'ldm_nb.widgets.settled': ('widgets.html#settled', 'ldm_nb/widgets.py'),
+                                'ldm_nb.widgets.shelf': ('widgets.html#shelf', 'ldm_nb/widgets.py'),
                                 'ldm_nb.widgets.strip': ('widgets.html#strip', 'ldm_nb/widgets.py')}}}

@@ -204,7 +204,8 @@ def canvases(): # (class of the canvas for boxes, class of the canvas for masks)
     class MaskCanvas(anywidget.AnyWidget):
         "A brush over a picture."
         _esm = MASK_JS
-        mask, back, width, height = shared(T.Bytes), shared(T.Unicode), shared(T.Int, 64), shared(T.Int, 64)   # h*w bytes, 1 = fill; a data URI; pixels
+        mask = T.Bytes().tag(sync=True, from_json=lambda value, widget: bytes(value))     # h*w of them, 1 = fill; what arrives is a view of the message
+        back, width, height = shared(T.Unicode), shared(T.Int, 64), shared(T.Int, 64)    # the picture, a data URI; its pixels
         radius, erase = shared(T.Float, 5.), shared(T.Bool)
     return BoxCanvas, MaskCanvas
 
