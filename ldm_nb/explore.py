@@ -261,7 +261,9 @@ def interpolation(ldm: LatentDiffusion, y=None, # what to draw, one picture
     for control in (w, straight, a, b): control.observe(draw, 'value')
     draw()
     at = np.linspace(0, 1, 7)
-    still = lambda: (torch.cat([ldm.sample(y, steps=steps, sampler='dpmpp_2m', latents=between(float(v), line, *seeds)) for line in (False, True) for v in at]),
-                     f'from seed {seeds[0]} to seed {seeds[1]}, above by angles, below in a straight line.', len(at))
+    def still():
+        unit = torch.cat([between(float(v), line, *seeds) for line in (False, True) for v in at])
+        x = ldm.sample(y, n=len(unit), steps=steps, sampler='dpmpp_2m', latents=unit)
+        return x, f'from seed {seeds[0]} to seed {seeds[1]}, above by angles, below in a straight line.', len(at)
     return panel('Between two pictures', 'Move w. Does a house fade, or does it move? Then take the straight line and look at the middle.',
                  [W.HBox([w, straight]), W.HBox([a, b]), view, bar], still, w=w, straight=straight, a=a, b=b, view=view, job=job)

@@ -155,7 +155,7 @@ def panel(title: str, tries: str, # what to try, in a sentence or two
     box = W.VBox([head, *body], layout=W.Layout(border='1px solid #8886', padding='6px 10px', margin='4px 0', max_width='900px'))
     box.parts, box.still = SimpleNamespace(**parts), still
     def shown():
-        display(box._repr_mimebundle_() | {'text/plain': f'{title}: a panel of controls; run this cell to get it'}, raw=True)
+        display(box._repr_mimebundle_() | {'text/plain': f'(Here belongs a panel of controls: {title}.)'}, raw=True)
         x, words, *ncol = still()
         display(Markdown(WHY + words), strip(x, *ncol))
     box._ipython_display_ = shown
@@ -202,7 +202,7 @@ def shelf(makers: dict # title -> function of no arguments that returns a panel
     look()
     tabs.parts = SimpleNamespace(tabs=tabs, made=made)
     def shown():
-        display(tabs._repr_mimebundle_() | {'text/plain': 'panels behind tabs; run this cell to get them'}, raw=True)
+        display(tabs._repr_mimebundle_() | {'text/plain': '(Here belong panels behind tabs.)'}, raw=True)
         if hasattr(made[0], 'still'):
             x, words, *ncol = made[0].still()
             display(Markdown(WHY + words), strip(x, *ncol))

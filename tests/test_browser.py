@@ -35,11 +35,11 @@ def free_port() -> int:
 
 
 class Server: # a Jupyter server of our own; only what it started is ended
-    def __init__(self, words: list, folder, health: str, **env):
+    def __init__(self, words: list, folder, health: str): # a command; {port} in it is where to listen
         self.port, self.log = free_port(), open(folder/'server.log', 'w+')
         env = os.environ | dict(IN_TEST='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(folder/'config'),
-                                IPYTHONDIR=str(folder/'ipython'), JUPYTER_RUNTIME_DIR=str(folder/'runtime')) | env
-        self.process = subprocess.Popen([sys.executable, '-m', *words, f'--port={self.port}'], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.log,
+                                IPYTHONDIR=str(folder/'ipython'), JUPYTER_RUNTIME_DIR=str(folder/'runtime'))
+        self.process = subprocess.Popen([w.replace('{port}', str(self.port)) for w in words], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.log,
                                         stderr=subprocess.STDOUT, start_new_session=True)
         self.url = f'http://127.0.0.1:{self.port}'
         try: self.await_answer(health)
@@ -78,8 +78,8 @@ def settings(folder, **of): # plugin -> dict, as JupyterLab keeps them
 
 
 def lab_words(folder) -> list: # no token, no password: it listens on this machine alone
-    return ['jupyterlab', '--no-browser', '--ip=127.0.0.1', '--allow-root', '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.port_retries=0',
-            f'--ServerApp.root_dir={folder/"nbs"}', f'--LabApp.user_settings_dir={folder/"settings"}', f'--LabApp.workspaces_dir={folder/"workspaces"}']
+    return [sys.executable, '-m', 'jupyterlab', '--port={port}', '--no-browser', '--ip=127.0.0.1', '--allow-root', '--IdentityProvider.token=',
+            '--ServerApp.password=', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder/"nbs"}', f'--LabApp.user_settings_dir={folder/"settings"}', f'--LabApp.workspaces_dir={folder/"workspaces"}']
 
 
 def write(path, *cells): # a notebook of code cells
@@ -182,7 +182,7 @@ def patience() -> float: # how much longer than on an idle machine things may ta
 def test_noise_slider_of_chapter_06(page, lab):
     shutil.copy(ROOT/'nbs/06_diffusion.ipynb', lab.folder)
     open_notebook(page, lab, '06_diffusion.ipynb')
-    run_all(page, 150)
+    run_all(page, 240)                                                         # half a minute on an idle machine
     slider, image = page.get_by_role('slider').first, page.locator('img[alt^="the picture at t"]')
     image.scroll_into_view_if_needed()
     clean = pixels(image)
@@ -274,4 +274,82 @@ def test_paint_a_mask(page, lab):
     canvas.focus()
     page.keyboard.press('ArrowRight'); page.keyboard.press('Space')
     image.wait_for()
+    assert not page.errors, page.errors
+
+
+NOISE = ("from ldm_nb.data import Postcards\nfrom ldm_nb.diffusion import Schedule\nfrom ldm_nb.widgets import noise_slider",
+         "noise_slider(Schedule(), Postcards(64, 64, seed=3)[40]['image'])")
+
+
+def test_restart_with_a_panel_on_the_page(page, lab):
+    write(lab.folder/'noise.ipynb', *NOISE)
+    open_notebook(page, lab, 'noise.ipynb')
+    run_all(page, 60)
+    slider, image = page.get_by_role('slider').first, page.locator('img[alt^="the picture at t"]')
+    menu(page, 'Kernel', 'Restart Kernel…')
+    page.get_by_role('button', name='Confirm Kernel Restart').or_(page.locator('.jp-Dialog .jp-mod-accept')).first.click()
+    page.wait_for_timeout(1500)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for(timeout=60*SECOND)
+    if slider.count(): # the controls may stay; nobody answers them, and the line beneath says what to do
+        slider.focus()
+        page.keyboard.press('End')
+        page.wait_for_timeout(500)
+    assert page.get_by_text('after a restart, run this cell again').count() and page.locator('.jp-OutputArea img[src^="data:image/jpeg"]').count()
+    run_all(page, 60)
+    slider.focus()
+    assert '999' in changes(page, image, lambda: page.keyboard.press('End'))
+    assert not page.errors, page.errors
+
+
+def test_front_end_without_widgets(page, lab): # the extension does not load: the strip is there, and a line that says why
+    page.route('**/jupyterlab-manager/**', lambda route: route.abort())
+    write(lab.folder/'without.ipynb', *NOISE)
+    open_notebook(page, lab, 'without.ipynb')
+    run_all(page, 60)
+    assert not page.get_by_role('slider').count() and page.get_by_text('a front end with Jupyter widgets').count()
+    assert page.locator('.jp-OutputArea img[src^="data:image/jpeg"]').is_visible()
+    shot(page, 'without-widgets')
+
+
+@pytest.fixture(scope='module')
+def app(tmp_path_factory): # what `make app` serves
+    folder = tmp_path_factory.mktemp('app')
+    server = Server(['make', '-C', str(ROOT), 'app', 'PORT={port}', f'VENV={sys.prefix}', 'READY=1'], folder, '/voila/static/voila.js')
+    yield server
+    server.stop()
+
+
+def test_the_app(page, app):
+    page.route('https://cdn.jsdelivr.net/**', lambda route: route.fulfill(body=''))    # Voila's page asks the web for icons; no panel has any
+    page.goto(app.url, timeout=90*SECOND)
+    image = page.locator('img[alt^="the picture at t"]')
+    image.wait_for(timeout=60*SECOND)
+    page.get_by_role('slider').first.focus()
+    assert '999' in changes(page, image, lambda: page.keyboard.press('End'))
+    shot(page, 'app-noise')
+
+    def tab(name): page.get_by_role('tab', name=name, exact=True).click()
+    tab('Guidance')
+    drawn = page.locator('img[alt^="w ="]')
+    drawn.wait_for()
+    page.get_by_role('slider').locator('visible=true').first.focus()
+    for _ in range(10): page.keyboard.press('ArrowRight')                     # ten moves during a run: the last one counts
+    page.locator('img[alt^="w = 8,"]').wait_for()
+    page.get_by_text('finished', exact=False).locator('visible=true').first.wait_for()
+    assert drawn.get_attribute('alt').startswith('w = 8, ')
+    seconds = changes_within(page, drawn, lambda: page.keyboard.press('ArrowRight'))
+    print(f'app: preview after {seconds:.2f} s')
+    assert seconds < 2*patience()
+    tab('Layout')
+    canvas, picture = page.locator('canvas.ldm-boxes'), page.locator('img[alt^="a picture of"]')
+    picture.wait_for()
+    changes(page, picture, lambda: drag(page, canvas, (.7, .5), (.9, .85)), 20)
+    assert picture.get_attribute('alt').startswith('a picture of 2 boxes')
+    tab('Inpainting')
+    canvas, filled = page.locator('canvas.ldm-mask'), page.locator('img[alt^="filled"]')
+    canvas.wait_for()
+    drag(page, canvas, (.7, .4), (.95, .6))
+    filled.wait_for()
+    assert ', 0 outside' in filled.get_attribute('alt')
+    shot(page, 'app-inpainting')
     assert not page.errors, page.errors
