@@ -79,7 +79,8 @@ def settings(folder, **of): # plugin -> dict, as JupyterLab keeps them
 
 def lab_words(folder) -> list: # no token, no password: it listens on this machine alone
     return [sys.executable, '-m', 'jupyterlab', '--port={port}', '--no-browser', '--ip=127.0.0.1', '--allow-root', '--IdentityProvider.token=',
-            '--ServerApp.password=', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder/"nbs"}', f'--LabApp.user_settings_dir={folder/"settings"}', f'--LabApp.workspaces_dir={folder/"workspaces"}']
+            '--ServerApp.password=', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder/"nbs"}',
+            f'--LabApp.user_settings_dir={folder/"settings"}', f'--LabApp.workspaces_dir={folder/"workspaces"}']
 
 
 def write(path, *cells): # a notebook of code cells
