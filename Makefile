@@ -52,7 +52,7 @@ lab: $(PACKAGE) $(TOOLS)
 app: $(PACKAGE) $(TOOLS)
 	@echo 'The lab: http://127.0.0.1:$(PORT)/ (this machine alone; the first page takes about 10 seconds; Ctrl-C ends it)'
 	@$(BIN)/python -m voila nbs/14d_lab.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --show_tracebacks=True \
-	  $(addprefix --VoilaConfiguration.extension_allowlist=,anywidget @jupyter-widgets/jupyterlab-manager)
+	  --VoilaConfiguration.extension_denylist=jupyterlab-jupytext
 
 check: $(PACKAGE) $(TOOLS)
 	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
