@@ -22,12 +22,14 @@ SEED    ?= 0
 OUT     ?= runs/speedrun-$(SEED)
 STUDENT ?= student/nbs
 DIR     ?= $(STUDENT)
+PORT    ?= 8866
 
-.PHONY: help setup demo speedrun lab student grade check test bench prove notebooks readme
+.PHONY: help setup demo speedrun lab app student grade check test bench prove notebooks readme
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
+	@echo 'make app        the panels as a web page, on this machine alone   (PORT=8866; Ctrl-C ends it)'
 	@echo 'make student    the notebooks without their solutions, in student/nbs, where ../data works too   (STUDENT=elsewhere/nbs)'
 	@echo 'make grade      tries the answers in DIR, by default student/nbs   (under a minute)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
@@ -50,6 +52,11 @@ speedrun: $(PACKAGE)
 
 lab: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
+
+app: $(PACKAGE) $(TOOLS)
+	@echo 'The lab: http://127.0.0.1:$(PORT)/ (this machine alone; the first page takes about 10 seconds; Ctrl-C ends it)'
+	@$(BIN)/python -m voila nbs/14d_lab.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --show_tracebacks=True \
+	  --VoilaConfiguration.extension_denylist=jupyterlab-jupytext
 
 student: $(PACKAGE)
 	@$(BIN)/python -m ldm_nb.grading student --out '$(STUDENT)'

@@ -66,6 +66,9 @@ def run(names: list[str]): # stems of notebooks; none means all
         print(f'{p.name} ...', end=' ', flush=True)
         try: NotebookClient(nb, timeout=None, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT/'nbs')))).execute()
         except CellExecutionError as e: sys.exit(f'failed after {time.time()-start:.0f} s; left as it was\n{e}')
+        for c in nb.cells: # controls whose kernel is gone would greet the reader with an error; their text and their strip of pictures stay
+            for o in c.get('outputs', []): o.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
+        nb.metadata.pop('widgets', None)
         part = p.with_name(f'.{p.name}.part')
         nbformat.write(nb, part)
         part.replace(p)
