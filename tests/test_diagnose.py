@@ -1,0 +1,41 @@
+"`ldm-diagnose` as a program: its exit codes, and that a model which was broken on purpose is found out."
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, refused, run
+from safetensors.torch import load_file, save_file
+
+CODE = 'from ldm_nb.diagnose import diagnose_command; diagnose_command()'
+
+
+def diagnose(*words): return run(sys.executable, '-c', CODE, *words, cwd=ROOT)
+
+
+def test_a_shipped_model_is_healthy():
+    r = diagnose('postcards-map', '--n', '12')
+    assert r.returncode == 0 and 'BUG' not in r.stdout, r.stdout + r.stderr
+
+
+def test_weights_that_are_not_the_average_and_a_misread_answer_are_found(tmp_path):
+    broken = shutil.copytree(ROOT/'data/pretrained/postcards-map', tmp_path/'broken')
+    config = json.loads((broken/'config.json').read_text())
+    (broken/'config.json').write_text(json.dumps(config | dict(prediction='eps')))
+    r = diagnose(str(broken), '--n', '12')
+    assert r.returncode == 1 and "answers in 'v' and is read as 'eps'" in r.stdout, r.stdout + r.stderr
+    shaken = shutil.copytree(ROOT/'data/pretrained/postcards-map', tmp_path/'shaken')
+    weights = load_file(shaken/'model.safetensors')
+    torch.save(dict(ema=weights), tmp_path/'step.pt')
+    assert diagnose(str(shaken), '--n', '12', '--checkpoint', str(tmp_path/'step.pt')).returncode == 0
+    save_file({k: v + .01 if k.endswith('bias') else v for k, v in weights.items()}, shaken/'model.safetensors')
+    r = diagnose(str(shaken), '--n', '12', '--checkpoint', str(tmp_path/'step.pt'))
+    assert r.returncode == 1 and 'BUG' in r.stdout, r.stdout + r.stderr
+
+
+@pytest.mark.parametrize('words,says', [(['no-such-model'], 'no-such-model'), (['postcards', '--n', '4'], 'at least 8'),
+                                        (['postcards', '--sampler', 'x'], 'no sampler')])
+def test_bad_input_is_one_line_and_code_2(words, says):
+    r = diagnose(*words)
+    assert says in refused(r) and r.returncode == 2, r.stderr
