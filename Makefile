@@ -34,7 +34,7 @@ help:
 	@echo 'make grade      tries the answers in DIR, by default student/nbs   (under a minute)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
-	@echo 'make test       check, then every notebook, then pytest           (about 15 min on two busy cores)'
+	@echo 'make test       check, then every notebook, then pytest           (about 30 min on two busy cores)'
 	@echo 'make bench      our modules beside those of diffusers: time and memory, in turn   (long: it compiles; on two quiet cores)'
 	@echo 'make prove      the proofs that are too long for a test: 20 kills, costs, the cache   (about an hour)'
 	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'

@@ -17,14 +17,13 @@
 #
 # > A model that is told what lies around a hole, one that was never told, and ways that need no model
 #
-# Part of a picture is missing: a scratch, a passer-by, a house that spoils the view. What belongs there? Often many things would do, so the answer is a sample,
-# and what is known should come out as it went in. The paper trains a latent diffusion model for it (§4.5) by laying two things beside the noisy latent: the
-# latent of the picture with its hole blanked, and the mask.
+# Part of a picture is missing: a scratch, a passer-by, a house that spoils the view. What belongs there? Often many things would do, so the answer is a
+# sample, and what is known should come out as it went in. The paper trains a latent diffusion model for it (§4.5) by laying two things beside the noisy
+# latent: the latent of the picture with its hole blanked, and the mask.
 #
-# **You will be able to** fill holes with `sample(image=, mask=)`, say what the model knows and what it cannot know, fill a hole with a model that was
-# trained for
-# something else and say in one number what that costs, and judge a filling by more than its looks. Paper: §4.5, Tab. 6 and 7. Time: 35 minutes; the machine
-# works two. The long table comes from `tests/prove/inpainting.py`.
+# **You will be able to** fill holes with `sample(image=, mask=)`, say what the model knows and what it cannot know, fill a hole with a model that was trained
+# for something else and say in one number what that costs, and judge a filling by more than its looks. Paper: §4.5, Tab. 6 and 7. Time: 35 minutes; the
+# machine works two. The long table comes from `tests/prove/inpainting.py`.
 
 # %%
 #| hide
@@ -81,8 +80,8 @@ show_images(torch.cat([blank(x, m), y, x]), ncol=6, width=7.);
 #
 # $$\big[\,z_t,\ \ \mathcal E(x \odot (1 - m)),\ \ 2\,m_\downarrow - 1\,\big]$$
 #
-# along the channels: four of the noisy latent, four of the blanked picture, one of the mask, which is reduced to the size of the latent. No
-# cross-attention takes part. The condition has the same places as what is to be drawn, so it can simply lie on top of it.
+# along the channels: four of the noisy latent, four of the blanked picture, one of the mask, which is reduced to the size of the latent. No cross-attention
+# takes part. The condition has the same places as what is to be drawn, so it can simply lie on top of it.
 
 # %%
 asked = ldm.embedder.prompts(dict(image=x, mask=m))
@@ -106,8 +105,7 @@ test_eq(other, y)
 # %% [markdown]
 # None: what is under the mask never gets in. And the mask, is it needed? The hole is grey already, and nothing else in a postcard is quite that grey. But a
 # grey wall might be. Here the network gets the same blanked latent twice, once with the true mask and once with one that says "nothing is missing".
-# **Predict** the
-# second row.
+# **Predict** the second row.
 
 # %%
 def walk(c, n=len(x), seed=SEED): # the decoded end of a walk, told c
@@ -145,8 +143,7 @@ assert off.max() > 3
 # ## Wide and thin
 #
 # Five kinds of holes are drawn in training, in equal shares. A place of the latent must be filled if *any* of its sixteen pixels is: **predict** for which
-# kind that costs
-# most.
+# kind that costs most.
 
 # %%
 kinds = {k: torch.stack([random_mask(np.random.default_rng([1, i]), 64, k) for i in range(200)]) for k in MASKS}
@@ -194,14 +191,13 @@ for fill in simple.values(): test_eq(blank(fill(x, m), m), blank(x, m))
 # %% [markdown]
 # ## A model that was never told
 #
-# Any diffusion model of postcards knows what belongs into a hole. Chapter 13e used one that has only ever drawn whole pictures: at each step, where the picture
-# is known, put what is known in the place of what the denoiser believes,
+# Any diffusion model of postcards knows what belongs into a hole. Chapter 13e used one that has only ever drawn whole pictures: at each step, where the
+# picture is known, put what is known in the place of what the denoiser believes,
 #
 # $$\hat z_0 \leftarrow \begin{cases}\mathrm{denoise}(z, \sigma) & \text{in the hole}\\ \mathcal E(x) & \text{elsewhere.}\end{cases}$$
 #
-# Nothing is trained. Is it right? Try it where all is known: two numbers, both of variance 1, with a correlation of 0.9, and the first of them is given.
-# Then the
-# second is about $0.9\,z_1$, give or take $\sqrt{1 - 0.9^2}$. The exact denoiser is linear, so there is nothing to blame but the method. **Predict**: will
+# Nothing is trained. Is it right? Try it where all is known: two numbers, both of variance 1, with a correlation of 0.9, and the first of them is given. Then
+# the second is about $0.9\,z_1$, give or take $\sqrt{1 - 0.9^2}$. The exact denoiser is linear, so there is nothing to blame but the method. **Predict**: will
 # the slope come out as 0.9?
 
 # %%
@@ -242,8 +238,7 @@ assert found['held, not told'][0] < .55 and found['held, each step 3 times'][0] 
 
 # %% [markdown]
 # Half of the connection is lost. At the high noise levels, where it is decided what is large, the unconditional denoiser sees the known number only through
-# noise; by
-# the time it shows clearly, the second is settled. The one that is told sees it clean from the first step.
+# noise; by the time it shows clearly, the second is settled. The one that is told sees it clean from the first step.
 #
 # RePaint (Lugmayr et al. 2022) gives the hole more chances: go down a step, add the noise back, go down again. It helps, at the price of as many calls more,
 # and it does not quite arrive. Note also what it does to the variance: DDIM's steps are too coarse for so much fresh noise.
@@ -291,10 +286,8 @@ side_by_side(cards[:6], holes['thin'][:6]);
 # ## The table
 #
 # FID compares a set of filled postcards with other postcards, through the reader (chapter 12). The perceptual distance (chapter 05) is taken over the hole
-# alone:
-# at each layer of the reader only the places of the hole count, by their share of it. It compares with what was there, which is only one of the right
-# answers. PSNR, too,
-# is of the hole alone.
+# alone: at each layer of the reader only the places of the hole count, by their share of it. It compares with what was there, which is only one of the right
+# answers. PSNR, too, is of the hole alone.
 
 # %%
 def in_hole(x, y, m): # (b,)
@@ -336,8 +329,7 @@ for k, v in again.items():
 # ## Does it join?
 #
 # Two pixels that are neighbours differ by some amount. Across the border of a hole they should differ as much as those of the true postcard do *at the same
-# places*:
-# 1 below is right, less is smeared, more is an edge. The same for neighbours inside the hole: less is too smooth.
+# places*: 1 below is right, less is smeared, more is an edge. The same for neighbours inside the hole: less is too smooth.
 
 # %%
 for kind, part in result['holes'].items():
@@ -458,10 +450,20 @@ for low, high in ((0, .3), (.3, .5), (.5, 1)):
 # %% [markdown]
 # PROSE-HOUSE
 #
+# Now paint out what you like (the panel is built in chapter 14a).
+
+# %%
+#| hide
+from ldm_nb.canvas import mask_painter
+
+# %%
+mask_painter(ldm, cards[6])
+
+# %% [markdown]
 # ## Nothing, and everything
 #
-# A mask that covers all: nothing is known, so the pictures given cannot matter, and the model draws freely. One that covers nothing: the pictures come
-# back. Both are holes that training never showed.
+# A mask that covers all: nothing is known, so the pictures given cannot matter, and the model draws freely. One that covers nothing: the pictures come back.
+# Both are holes that training never showed.
 
 # %%
 ones, zeros = torch.ones(1, 64, 64), torch.zeros(1, 64, 64)
