@@ -276,7 +276,8 @@ def test_paint_a_mask(page, lab):
     inside, outside = (int(w) for w in image.get_attribute('alt').split() if w.isdigit())
     before, after = Postcards(64, 64, seed=3)[40]['image'], pixels(image)
     differs = (to_uint8(before).astype(int) != after).any(-1)
-    assert outside == 0 and inside > 50 and .95*inside <= differs.sum() <= inside and not differs[:, :32].any(), (inside, outside, differs.sum())
+    # of some hundred redrawn pixels one may, in 8 bits, come out just as it was
+    assert outside == 0 and inside > 50 and inside - 2 <= differs.sum() <= inside and not differs[:, :32].any(), (inside, outside, differs.sum())
     page.get_by_role('button', name='Mask all').click()                       # a mask over everything
     page.get_by_text('all of it is invented').wait_for()
     page.get_by_role('button', name='Clear').click()

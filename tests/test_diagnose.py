@@ -29,9 +29,9 @@ def test_weights_that_are_not_the_average_and_a_misread_answer_are_found(tmp_pat
     weights = load_file(shaken/'model.safetensors')
     torch.save(dict(ema=weights), tmp_path/'step.pt')
     assert diagnose(str(shaken), '--n', '12', '--checkpoint', str(tmp_path/'step.pt')).returncode == 0
-    save_file({k: v + .01 if k.endswith('bias') else v for k, v in weights.items()}, shaken/'model.safetensors')
+    save_file({k: v*1.01 if k == 'net.conv_out.weight' else v for k, v in weights.items()}, shaken/'model.safetensors')
     r = diagnose(str(shaken), '--n', '12', '--checkpoint', str(tmp_path/'step.pt'))
-    assert r.returncode == 1 and 'BUG' in r.stdout, r.stdout + r.stderr
+    assert r.returncode == 1 and 'the average is not used' in r.stdout, r.stdout + r.stderr
 
 
 @pytest.mark.parametrize('words,says', [(['no-such-model'], 'no-such-model'), (['postcards', '--n', '4'], 'at least 8'),
@@ -39,3 +39,14 @@ def test_weights_that_are_not_the_average_and_a_misread_answer_are_found(tmp_pat
 def test_bad_input_is_one_line_and_code_2(words, says):
     r = diagnose(*words)
     assert says in refused(r) and r.returncode == 2, r.stderr
+
+
+def test_cards_say_what_was_measured(): # and the same as the file of `ldm-evaluate`
+    for p in sorted((ROOT/'data/results').glob('evaluate-*.json')):
+        found = json.loads(p.read_text())
+        card = json.loads((ROOT/'data/pretrained'/found['model']/'config.json').read_text())['card']['measured']
+        assert card['command'] == found['command'], p.name
+        for k, (value, low, high) in card['measures'].items():
+            m = found['measures'][k]
+            assert max(abs(value - m['value']), abs(low - m['low']), abs(high - m['high'])) < 1e-4, (p.name, k)
+        assert {k for k in found['measures'] if not k.startswith('first stage')} == set(card['measures']), p.name
