@@ -2,6 +2,7 @@
 cleans and exports them all, or those named, and keeps how long each took in data/results/chapter-times.json."""
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -46,11 +47,16 @@ def check() -> list[str]: # all that is wrong; empty when nothing is
     return wrong
 
 
-def keep_time(chapter: str, seconds: float): # of a whole run, as a reader has it
+def processor() -> float: # seconds that the processors have spent on processes started here and ended since
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def keep_time(chapter: str, seconds: float, spent: float): # of a whole run, as a reader has it: by the clock, and by the processors
     path = ROOT/'data/results/chapter-times.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.is_file() else {}
-    kept[chapter] = dict(seconds=round(seconds), processors=os.cpu_count(), busy=round(os.getloadavg()[1], 1))
+    kept[chapter] = dict(seconds=round(seconds), processor_seconds=round(spent), processors=os.cpu_count(), busy=round(os.getloadavg()[1], 1))
     path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + '\n')
 
 
@@ -62,7 +68,7 @@ def run(names: list[str]): # stems of notebooks; none means all
     if unknown := set(names) - {p.stem for p in files}:
         sys.exit(f'no notebook {", ".join(sorted(unknown))} in nbs/; there are {", ".join(p.stem for p in chapters())}')
     for p in files:
-        start, nb = time.time(), nbformat.read(p, as_version=4)
+        start, spent, nb = time.time(), processor(), nbformat.read(p, as_version=4)
         print(f'{p.name} ...', end=' ', flush=True)
         try: NotebookClient(nb, timeout=None, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT/'nbs')))).execute()
         except CellExecutionError as e: sys.exit(f'failed after {time.time()-start:.0f} s; left as it was\n{e}')
@@ -72,7 +78,7 @@ def run(names: list[str]): # stems of notebooks; none means all
         part = p.with_name(f'.{p.name}.part')
         nbformat.write(nb, part)
         part.replace(p)
-        keep_time(p.stem, time.time() - start)
+        keep_time(p.stem, time.time() - start, processor() - spent)
         print(f'{time.time()-start:.0f} s', flush=True)
     nbdev('clean', 'nbdev_clean', ROOT)
     nbdev('doclinks', 'nbdev_export', ROOT)
