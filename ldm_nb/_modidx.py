@@ -692,6 +692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                 'ldm_nb.recipes.parse_layout': ('recipes.html#parse_layout', 'ldm_nb/recipes.py'),
                                 'ldm_nb.recipes.plot_loss': ('recipes.html#plot_loss', 'ldm_nb/recipes.py'),
                                 'ldm_nb.recipes.print_estimate': ('recipes.html#print_estimate', 'ldm_nb/recipes.py'),
+                                'ldm_nb.recipes.read_train': ('recipes.html#read_train', 'ldm_nb/recipes.py'),
                                 'ldm_nb.recipes.sample_command': ('recipes.html#sample_command', 'ldm_nb/recipes.py'),
                                 'ldm_nb.recipes.sample_parser': ('recipes.html#sample_parser', 'ldm_nb/recipes.py'),
                                 'ldm_nb.recipes.save_grid': ('recipes.html#save_grid', 'ldm_nb/recipes.py'),

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 from .autoencoder import Autoencoder, nearest_sizes
-from .data import cache_folder, to_float
+from .data import CACHE_ELSEWHERE, cache_folder, to_float
 from .files import atomic_path, writable_folder
 from .training import generator
 
@@ -234,7 +234,7 @@ def fill(ae, images, about: dict, # from `describe`
     paths = shard_paths(folder, about)
     todo = [k for k, p in enumerate(paths) if not is_whole(p, about)]
     if todo:
-        writable_folder(folder)
+        writable_folder(folder, CACHE_ELSEWHERE)
         ae.to(device)
     sizes = [min(about['shard'], about['n'] - k*about['shard']) for k in range(len(paths))]
     with tqdm(total=about['n'], initial=about['n'] - sum(sizes[k] for k in todo), desc='encoding', disable=quiet or not todo) as bar:

@@ -328,6 +328,7 @@ def mask_painter(ldm: LatentDiffusion, # conditioned on a picture and its mask
         if not m.any(): m = m.index_fill(2, torch.arange(w//2, w), 1.)
         y = ldm.sample(image=x, mask=m, n=3, steps=steps, sampler='dpmpp_2m', seed=seed)
         return torch.cat([torch.stack([x, torch.where(m > 0, pink, x)]), y]), 'a picture, its mask, and three fillings of it.'
-    return panel('Inpainting', 'Paint out the house. Paint out half of the sky, then all: from where does the model know the time of day? Then mask all.',
+    return panel('Inpainting', 'Paint out the house. Paint out half of the sky, then the whole of it: from where does the model know the time of day? '
+                 'At last press Mask all.',
                  [W.HBox([radius, erase, clear, everything], layout=wrap), W.HBox([canvas, view], layout=wrap), noise, bar], still,
                  canvas=canvas, radius=radius, erase=erase, seed=noise, view=view, job=job, clear=clear, all=everything)

@@ -11,7 +11,7 @@ __all__ = ['GAUSS', 'ddim_step', 'euler', 'heun_step', 'karras_sigmas', 'ema', '
            'widths_up', 'tell_time', 'cross_attention', 'drop_some', 'guidance', 'one_call', 'Wrong']
 
 # %% ../nbs/15b_checks.ipynb #ac4a8072
-import contextlib, os
+import contextlib, linecache, os
 import torch
 from .first_checks import Wrong, check, hold, parts, same
 from .first_checks import adaptive_weight, attention, block_mean, codebook_loss, cross_entropy, found, gaussian_sample, group_norm # noqa: F401
@@ -290,7 +290,9 @@ def try_answer(name: str, # of a check in this module
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
         space = {'__name__': 'answer'}
         try:
-            for code, label in ((setup, '<imports>'), (source, '<answer>')): exec(compile(code, label, 'exec'), space)
+            for code, label in ((setup, '<imports>'), (source, '<answer>')):
+                linecache.cache[label] = len(code), None, code.splitlines(True), label         # so that a hint can quote the line
+                exec(compile(code, label, 'exec'), space)
             if f'my_{name}' not in space: return f'the cell defines no my_{name}'
             globals()[name](space[f'my_{name}'])
         except Wrong as e: return str(e)

@@ -84,7 +84,7 @@ def memory_estimate(model: nn.Module, # on any device
                     moments: int = 2, # numbers that the optimiser keeps for each weight; Adam 2
                     ema: bool = True # whether there is a moving average
     ) -> dict: # weights, gradients, moments, ema, activations, total: bytes
-    "What is held at the end of the forward pass, when it is most. Work space, fragments and the framework itself are not in it: 1 GB or so on a GPU."
+    "The most that is held: gradients of an earlier piece, activations of this one. Work space, fragments and the framework are not in it: 1 GB or so on a GPU."
     size = lambda vs: sum(v.numel()*v.element_size() for v in vs)
     learnt = size(p for p in model.parameters() if p.requires_grad)
     weights = size(model.parameters()) + size(model.buffers())

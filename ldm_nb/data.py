@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'SEASONS', 'HOUSES', 'CLASSES', 'ATTRIBUTES', 'SKY', 'LIGHT', 'GROUND', 'LEAVES', 'PINE', 'LITTER', 'WALL',
-           'ROUGH', 'GRAIN', 'TIME_WORDS', 'SEASON_WORDS', 'NUMBERS', 'BLOCK', 'TRAIN_PHOTOS', 'HELD_OUT_PHOTOS',
-           'MASKS', 'Scene', 'random_scene', 'disc', 'rect', 'peak', 'Canvas', 'value_noise', 'draw_sky', 'draw_clouds',
-           'draw_mountains', 'surface', 'draw_ground', 'draw_tree', 'draw_house', 'render', 'listing', 'caption',
-           'on_a_hill', 'a_landscape', 'as_tags', 'asked', 'to_float', 'to_uint8', 'Postcards', 'show_images',
-           'cache_folder', 'render_all', 'photo', 'Photographs', 'to_rgb', 'fit', 'ImageFolder', 'TorchvisionImages',
-           'random_mask', 'brush', 'downsample', 'degrade']
+           'ROUGH', 'GRAIN', 'TIME_WORDS', 'SEASON_WORDS', 'NUMBERS', 'BLOCK', 'CACHE_ELSEWHERE', 'TRAIN_PHOTOS',
+           'HELD_OUT_PHOTOS', 'MASKS', 'Scene', 'random_scene', 'disc', 'rect', 'peak', 'Canvas', 'value_noise',
+           'draw_sky', 'draw_clouds', 'draw_mountains', 'surface', 'draw_ground', 'draw_tree', 'draw_house', 'render',
+           'listing', 'caption', 'on_a_hill', 'a_landscape', 'as_tags', 'asked', 'to_float', 'to_uint8', 'Postcards',
+           'show_images', 'cache_folder', 'render_all', 'photo', 'Photographs', 'to_rgb', 'fit', 'ImageFolder',
+           'TorchvisionImages', 'random_mask', 'brush', 'downsample', 'degrade']
 
 # %% ../nbs/01_data.ipynb #08d0b5cb
 import hashlib, json, os, re, warnings
@@ -107,7 +107,7 @@ class Canvas:
 # %% ../nbs/01_data.ipynb #33304317
 def value_noise(rng: np.random.Generator, u, v, # (h, w) coordinates in [0, 1)
                 cells: int # lattice cells a side
-    ): # (h, w), zero mean, about unit size
+    ): # (h, w), zero mean; deviation 1 on the lattice, 2/3 on average over the picture
     "Bilinear noise on a lattice: the same field at any resolution."
     g = rng.standard_normal((cells + 2, cells + 2))
     i, j = (v*cells).astype(int), (u*cells).astype(int)
@@ -280,8 +280,8 @@ def asked(caption: str # any sentence
             if re.search(rf'\b({"|".join(words)})\b', text): out[key] = value
     if m := re.search(r'\b(no|without a|without|red|yellow|blue|white|a|the)? ?\bhouse\b', text):
         out['house'] = m[1] if m[1] in HOUSES else 'none' if m[1] in ('no', 'without', 'without a') else 'any'
-    if m := re.search(r'\b(no|without|a|one|two|three|four) trees?\b', text):
-        out['trees'] = 1 if m[1] == 'a' else 0 if m[1] == 'without' else NUMBERS.index(m[1])
+    if m := re.search(r'\b(no|without a|without|a|one|two|three|four) trees?\b', text):
+        out['trees'] = 1 if m[1] == 'a' else 0 if m[1].startswith('without') else NUMBERS.index(m[1])
     for key, word in (('mountains', 'mountains?'), ('clouds', 'clouds?'), ('lake', 'lake')):
         if m := re.search(rf'\b(no |without |without a )?{word}\b', text): out[key] = not m[1]
     return out
@@ -349,6 +349,8 @@ def show_images(x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
 # %% ../nbs/01_data.ipynb #14067bd1
 BLOCK = 500
 
+CACHE_ELSEWHERE = 'LDM_NB_CACHE names another place for the cache.'
+
 def cache_folder() -> Path: # $LDM_NB_CACHE, else ~/.cache/ldm_nb
     "Where rendered data and downloads are kept between runs."
     return Path(os.environ.get('LDM_NB_CACHE', Path.home()/'.cache'/'ldm_nb'))
@@ -379,7 +381,7 @@ def render_all(ds: Postcards, # what to draw
     folder = Path(cache or cache_folder())/f'postcards-{ds.size}-{ds.seed}-{key}'
     paths = {k: folder/f'{k:06d}.npz' for k in range(0, ds.n, BLOCK)}
     todo = [(ds, k, p) for k, p in paths.items() if not p.exists()]
-    if todo: writable_folder(folder)
+    if todo: writable_folder(folder, CACHE_ELSEWHERE)
     _draw(todo, workers or os.cpu_count())
     blocks = [np.load(p) for p in paths.values()]
     scenes = [ds.scene(i) for i in range(ds.n)]

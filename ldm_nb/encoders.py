@@ -90,7 +90,7 @@ class LayoutEmbedder(TokenTransformer):
         side = self.size >> self.stages
         place, edge = side/(self.grid - 1), torch.arange(side, device=ids.device)
         (x0, x1), (y0, y1) = ([f(c - self.n_classes, self.grid)[..., None]*place for c in corners] for f in (torch.remainder, torch.floor_divide))
-        cover = lambda lo, hi: (torch.minimum(hi, edge + 1) - torch.maximum(lo, edge)).clamp(0, 1)
+        cover = lambda lo, hi: (torch.minimum(hi, edge + 1) - torch.maximum(lo, edge)).clamp(0, 1)      # of each place, the length between lo and hi
         share = cover(y0, y1)[..., :, None]*cover(x0, x1)[..., None, :]                 # b k h w
         of = F.one_hot(cls.clamp(max=self.n_classes), self.n_classes + 1)[..., :-1]     # b k n_classes; words that are no class belong to none
         return (of[..., None, None]*share[:, :, None]).amax(1)

@@ -26,7 +26,7 @@ class Step(NamedTuple):
     "A moment of a walk, in the paper's units."
     sigma: float # noise over signal, where the step begins
     z_t: Tensor # (b, z, h, w) there
-    z0_hat: Tensor # (b, z, h, w) as the network answers
+    z0_hat: Tensor # (b, z, h, w) what the sampler aims at: the network's answer, or made of several
     eps: Tensor # (b, z, h, w) the noise that follows from the two
 
 def walked(ldm: LatentDiffusion, y=None, **how # as `LatentDiffusion.sample` takes them
@@ -185,9 +185,10 @@ def with_words(ldm: LatentDiffusion, caption: str, steps: int = 20, seed: int = 
             maps, last, walk = [], len(plan.sigmas) - 1, ldm.walk(plan)
             for i in range(1, last + 1):
                 with watch_attention(ldm.net) as seen: z, _ = next(walk)         # a step at a time: others may use the network between
+                # of the batch the last only, which was told the caption; the other was told nothing
                 maps.append(token_maps([a[-1:] for layer in seen.values() for a in layer], tuple(s*ldm.autoencoder.f for s in plan.shape[1:]))[0])
                 share, thing = (i if first else preview + i)/(preview + steps), None
-                if i == last: thing = ldm.decode(z), {} if first else {w: torch.stack(maps).mean(0)[k + 1] for k, w in enumerate(spoken)}
+                if i == last: thing = ldm.decode(z), {} if first else {w: torch.stack(maps).mean(0)[k + 1] for k, w in enumerate(spoken)} # token 0: [CLS]
                 yield Frame(share, thing, f'{"preview" if first else "finished"}, {last} steps' if i == last else f'step {i} of {last}')
     return walk()
 

@@ -45,7 +45,8 @@ def save_model(folder: str | Path, # made if it is not there
     return folder
 
 # %% ../nbs/00a_files.ipynb #8bec9ef7
-def writable_folder(folder: str | Path # made if it is not there
+def writable_folder(folder: str | Path, # made if it is not there
+                    cure: str = 'Choose another output folder.' # what the error advises
     ) -> Path: # the same folder, now known to be writable
     "Make `folder` and try to write in it, before hours are spent on what should go there. Raises `OSError`."
     folder = Path(folder)
@@ -54,7 +55,7 @@ def writable_folder(folder: str | Path # made if it is not there
         probe = folder/f'.probe.{os.getpid()}'
         probe.write_bytes(b'')
         probe.unlink()
-    except OSError as e: raise OSError(f'cannot write in {folder}: {e.strerror}. Choose another output folder.') from e
+    except OSError as e: raise OSError(f'cannot write in {folder}: {e.strerror}. {cure}') from e
     return folder
 
 # %% ../nbs/00a_files.ipynb #3763b903

@@ -120,7 +120,7 @@ class SelfAttention(nn.Module):
 # %% ../nbs/03_layers.ipynb #55c42ec9
 def timestep_embedding(t: torch.Tensor, # (b,) steps, may be fractional
                        dim: int, # even
-                       max_period: float = 10000. # the slowest clock turns once in 2 pi times this many steps
+                       max_period: float = 10000. # the slowest clock turns once in a little less than 2 pi times this many steps
     ) -> torch.Tensor: # (b, dim) float32: cosines, then sines
     "Sinusoidal embedding of the step (App. E.2; the published order and frequencies). Raises `ValueError` for an odd `dim`."
     if dim % 2: raise ValueError(f'dim={dim}: expected an even number, as many cosines as sines')

@@ -44,7 +44,7 @@ def photo_crops(n: int, size: int, seed: int, held_out: bool) -> torch.Tensor: #
     ds = Photographs(n, size, seed, held_out)
     crop = lambda i: ((ds[i]['image'] + 1)*127.5).round().to(torch.uint8)
     if n < 1000: return torch.stack([crop(i) for i in range(n)])
-    key = hashlib.sha256(b''.join(crop(i).numpy().tobytes() for i in range(4))).hexdigest()[:12]
+    key = hashlib.sha256(b''.join(crop(i).numpy().tobytes() for i in range(4))).hexdigest()[:12]      # other photographs, another file
     path = cache_folder()/f'photos-{size}-{n}-{key}.safetensors'
     if not path.is_file():
         with atomic_path(path) as p: save_file(dict(image=torch.stack([crop(i) for i in range(n)])), p)
@@ -58,7 +58,7 @@ def crops(images: torch.Tensor, # (n, 3, h, w) uint8
     ): # (step, slice of the rows) -> (rows, 3, size, size) float32 in [-1, 1]
     "Batches of random crops, mirrored half of the time."
     def batch(step, part):
-        rng, free = generator(seed, 4, step), (images.shape[2] - size + 1, images.shape[3] - size + 1, 2)
+        rng, free = generator(seed, 4, step), (images.shape[2] - size + 1, images.shape[3] - size + 1, 2)   # how many tops, lefts, mirrorings there are
         where = [[int(torch.randint(k, (1,), generator=rng)) for k in free] for _ in range(batch_size)]
         cut = [(images[i, :, y:y+size, x:x+size], flip) for i, (y, x, flip) in zip(batch_indices(len(images), batch_size, seed, step)[part], where[part])]
         return to_float(torch.stack([im.flip(-1) if flip else im for im, flip in cut]))

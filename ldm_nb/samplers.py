@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../nbs/09_samplers.ipynb #f224028d
 def sampling_steps(steps: int, # how many, 1 ... T
                    T: int = 1000, # steps of the schedule
-                   spacing: str = 'leading' # 'leading', as published where `steps` divides T, 1 and T apart; 'trailing', from the last; 'linspace', both ends
+                   spacing: str = 'leading' # 'leading', as published where `steps` divides T (save 1 and T); 'trailing', from the last; 'linspace', both ends
     ) -> list[int]: # `steps` different t, descending
     "Which t to visit: always exactly as many as asked. Raises `ValueError` for an impossible count or an unknown spacing."
     if not 1 <= steps <= T: raise ValueError(f'{steps} sampling steps: expected 1 ... {T}, the steps of the schedule')
@@ -56,7 +56,7 @@ def linspace(sigma: Tensor, steps: int) -> Tensor: # (T,) ascending -> (steps,) 
 def karras(sigma: Tensor, steps: int) -> Tensor: # (T,) ascending -> (steps,) descending
     "From the largest sigma to the smallest on a line in sigma**(1/7): between the training steps."
     s = karras_sigmas(sigma[0].item(), sigma[-1].item(), steps)[:-1]
-    s[0], s[1:][-1:] = sigma[-1], sigma[0]                                  # both ends to the last digit
+    s[0], s[1:][-1:] = sigma[-1], sigma[0]                                  # both ends to the last digit; a single step has only the first
     return s
 
 SPACINGS = dict(leading=leading, trailing=trailing, linspace=linspace, karras=karras)

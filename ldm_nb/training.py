@@ -89,7 +89,7 @@ class EMA:
         here = lambda state: {k: v.to_local() if hasattr(v, 'to_local') else v for k, v in state.items()}      # this process's part, where it has one
         own, now = here(self.state), here(model.state_dict())
         floats = [k for k, v in now.items() if v.is_floating_point()]
-        torch._foreach_lerp_([own[k] for k in floats], [now[k] for k in floats], 1 - d)
+        torch._foreach_lerp_([own[k] for k in floats], [now[k] for k in floats], 1 - d)     # own + (1 - d)*(now - own), all tensors in one call
         for k in now.keys() - set(floats): own[k].copy_(now[k])
 
 # %% ../nbs/10_training.ipynb #51835951
@@ -187,7 +187,7 @@ class Objective(nn.Module):
     "Model and loss as one module: what a wrapper for several processes must see."
     def __init__(self, model: nn.Module, loss): # as in `Trainer`
         super().__init__()
-        self.model, self.loss = model, (loss,)                              # in a tuple: its own networks are not trained here
+        self.model, self.loss = model, (loss,)                              # in a tuple, where `nn.Module` does not look: its own networks are not trained
 
     def forward(self, batch, draws): return self.loss[0](self.model, batch, draws)
 

@@ -14,7 +14,7 @@ from .layers import Down, ResBlock, SelfAttention, TimeMLP, Up, norm, silu, zero
 
 # %% ../nbs/07_unet.ipynb #8e03fd0b
 class Cond(NamedTuple):
-    "All that a network may be told besides the time. Only the leaves that use a slot open it."
+    "All that a network may be told besides the time. Only the layers that use a slot open it."
     concat: torch.Tensor | None = None # b c h w: put beside the latent as more channels
     context: torch.Tensor | None = None # b n d: tokens that attention may look at
     vector: torch.Tensor | None = None # b e: added to the time embedding
@@ -184,6 +184,7 @@ def shape_table(net: nn.Module, # a `UNet`, on any device, `meta` too
     steps = [(f'{arm} {k}', s) for arm in ('down', 'mid', 'up') for k, s in enumerate(getattr(net, arm))]
     for name, m in [('time', net.time), ('conv_in', net.conv_in), *steps, ('conv_out', net.conv_out)]:
         parts = [type(p).__name__ for p in m.children()] if isinstance(m, Step) else [type(m).__name__]
+        # a default keeps this turn's row: the lambda runs only after the loop has ended
         note = lambda m, args, out, row=(name, ' + '.join(parts)): rows.append((*row, tuple(out.shape), sum(p.numel() for p in m.parameters())))
         hooks.append(m.register_forward_hook(note))
     try:

@@ -10,6 +10,7 @@ import json, math, time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from .evaluate import keep_answer, kept_answers, preference_pairs, preference_result
 from .widgets import Frame, curve, panel, picture, row, runner
@@ -18,11 +19,8 @@ from .widgets import Frame, curve, panel, picture, row, runner
 def smooth(ys: list, share: float = .02 # of the values, in each mean
     ) -> list: # as many, each the mean of those just before it and itself
     "A trailing mean."
-    k, out, total = max(1, round(share*len(ys))), [], 0.
-    for i, y in enumerate(ys):
-        total += y - (ys[i - k] if i >= k else 0)
-        out.append(total/min(i + 1, k))
-    return out
+    k = max(1, round(share*len(ys)))
+    return [math.fsum(last)/len(last) for last in (ys[max(0, i + 1 - k):i + 1] for i in range(len(ys)))]
 
 def loss_view(points: list, # of (step, loss)
               seconds: float # spent on them
@@ -68,15 +66,17 @@ def training_monitor(steps: Iterable, # of (step, loss), or None where there is 
 # %% ../nbs/14c_watch.ipynb #a927a86e
 def still_curve(points: list, # of (step, loss)
                 h: int = 96, w: int = 288 # pixels
-    ) -> tuple: # (pictures (1, 3, h, w), what they are), as `panel` takes them
+    ) -> tuple: # (pictures (1, 3, h, w), what they are, 1 a row, w pixels wide), as `panel` takes them
     "A curve as a picture."
     x = torch.ones(1, 3, h, w)
     ys = torch.tensor([y for _, y in points if math.isfinite(y)])
-    if not len(ys): return x, 'no step was taken before this was saved.'
-    at = torch.linspace(0, len(ys) - 1, w).round().long()
-    v = (ys[at] - ys.min())/(ys.max() - ys.min()).clamp(min=1e-9)
-    x[0, :2, ((1 - v)*(h - 1)).round().long(), torch.arange(w)] = -1.
-    return x, f'the loss from step {points[0][0]} to {points[-1][0]}, between {ys.min():.3g} and {ys.max():.3g}.'
+    if not len(ys): return x, 'no step was taken before this was saved.', 1, w
+    v = F.interpolate(ys[None, None], size=w, mode='linear', align_corners=True)[0, 0]
+    at = ((ys.max() - v)/(ys.max() - ys.min()).clamp(min=1e-9)*(h - 1)).round()
+    ends = torch.stack([at, at.roll(1).index_fill(0, torch.tensor(0), at[0])])               # of each column's piece: from the last value to this one
+    line = (torch.arange(h)[:, None] >= ends.amin(0)) & (torch.arange(h)[:, None] <= ends.amax(0))
+    x[0, :2, line] = -1.                                                    # red and green to black: blue
+    return x, f'the loss from step {points[0][0]} to {points[-1][0]}, between {ys.min():.3g} and {ys.max():.3g}.', 1, w
 
 # %% ../nbs/14c_watch.ipynb #611bca99
 def follow_log(folder: str | Path, # of a run: holds log.jsonl
@@ -133,5 +133,5 @@ def preference_study(a: Tensor, b: Tensor, # (n, 3, h, w) each: two models, aske
     right.on_click(lambda _: choose('right'))
     look()
     still = lambda: (torch.stack([pairs[0]['left'], pairs[0]['right']]), 'the first pair, left and right.')
-    return panel('Preference', 'Choose ten times. Did you look at the house, or at the grain? Tab and Space answer without the mouse.',
+    return panel('Preference', 'Answer all pairs. Did you look at the house, or at the grain? Tab and Space answer without the mouse.',
                  [W.HBox([left, right]), view, W.HBox([bar, line])], still, left=left, right=right, view=view, line=line, bar=bar, state=state)

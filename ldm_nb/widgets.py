@@ -145,7 +145,7 @@ WHY = ('Nothing moves above, or nothing is there? The controls need a running ke
 
 def panel(title: str, tries: str, # what to try, in a sentence or two
           body: list, # widgets
-          still: Callable, # still() -> (pictures (n, 3, h, w), what they are, or the same and pictures a row): for those without a kernel
+          still: Callable, # still() -> (pictures (n, 3, h, w), what they are, and perhaps the last two arguments of `strip`): for those without a kernel
           **parts # by name: what a cell or a test may set and read
     ): # a widget with .parts and .still; shown on its own, the strip follows it
     "The frame of a panel. Inside another widget it comes without its strip."
@@ -156,8 +156,8 @@ def panel(title: str, tries: str, # what to try, in a sentence or two
     box.parts, box.still = SimpleNamespace(**parts), still
     def shown():
         display(box._repr_mimebundle_() | {'text/plain': f'(Here belongs a panel of controls: {title}.)'}, raw=True)
-        x, words, *ncol = still()
-        display(Markdown(WHY + words), strip(x, *ncol))
+        x, words, *how = still()
+        display(Markdown(WHY + words), strip(x, *how))
     box._ipython_display_ = shown
     return box
 
@@ -204,8 +204,8 @@ def shelf(makers: dict # title -> function of no arguments that returns a panel
     def shown():
         display(tabs._repr_mimebundle_() | {'text/plain': '(Here belong panels behind tabs.)'}, raw=True)
         if hasattr(made[0], 'still'):
-            x, words, *ncol = made[0].still()
-            display(Markdown(WHY + words), strip(x, *ncol))
+            x, words, *how = made[0].still()
+            display(Markdown(WHY + words), strip(x, *how))
     tabs._ipython_display_ = shown
     return tabs
 

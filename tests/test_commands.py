@@ -213,6 +213,14 @@ def test_a_folder_smaller_than_a_batch(work): # warns, and trains all the same; 
     assert all(torch.equal(v, b[k]) for k, v in a.items())
 
 
+@pytest.mark.parametrize('stage, option, value, who', [('diffusion', '--f', 8, 'autoencoder'), ('autoencoder', '--condition', 'map', 'diffusion'),
+                                                       ('reader', '--data', 'photos', 'autoencoder and diffusion'),
+                                                       ('diffusion', '--kl-weight', '1e-6', 'autoencoder')])
+def test_options_of_another_stage(work, stage, option, value, who):
+    said = refused(run(*TRAIN, stage, '--preset', 'tiny', option, value, '--dry-run', '--out', work/'other'))
+    assert f'{option}: {who} alone' in said and stage in said
+
+
 def test_dry_run_says_what_it_would_take(work):
     r = run(*TRAIN, 'diffusion', '--preset', 'tiny', '--dry-run', '--out', work/'dry')
     assert r.returncode == 0 and 'ten timed steps on cpu' in r.stdout and not (work/'dry').exists(), r.stdout + r.stderr
