@@ -92,5 +92,5 @@ if __name__ == '__main__':
     table = dict(command=shlex.join(['python', 'tests/prove/guidance.py', *sys.argv[1:]]), model='postcards-text',
                  weights=weights_hash(find_pretrained('postcards-text')), n=a.n, seed=a.seed, device='cpu', threads=1, torch=torch.__version__,
                  seconds=round(whole, 1), points=points)
-    with atomic_path(a.out) as path: path.write_text(json.dumps(table, indent=1, allow_nan=False) + '\n')
+    with atomic_path(a.out) as path: path.write_text(json.dumps(table, allow_nan=False) + '\n')
     print(f'wrote {a.out} after {(time.time() - start)/60:.1f} minutes')

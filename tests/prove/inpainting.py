@@ -152,7 +152,7 @@ def main(a):
                                                                         reader))
     print({k: v for k, v in table['houses'].items() if k != 'each'}, flush=True)
     table['seconds'] = round(time.time() - start, 1)
-    with atomic_path(a.out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
+    with atomic_path(a.out) as path: path.write_text(json.dumps(table) + '\n')
     print(f'wrote {a.out} after {table["seconds"]/60:.1f} minutes')
 
 

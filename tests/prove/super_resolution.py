@@ -135,7 +135,7 @@ def main(a):
             table[name] = once(a.work/f'{name}.json', said, make[name])
             print(name, {k: v for k, v in table[name].items() if k != 'spectrum'}, flush=True)
     table['seconds'] = round(time.time() - start, 1)
-    with atomic_path(a.out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
+    with atomic_path(a.out) as path: path.write_text(json.dumps(table) + '\n')
     print(f'wrote {a.out} after {table["seconds"]/60:.1f} minutes')
 
 
