@@ -26,7 +26,7 @@ PORT    ?= 8866
 
 .PHONY: help setup demo speedrun lab app student grade check test bench prove notebooks readme
 help:
-	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then about 10 s)'
+	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then under half a minute)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
 	@echo 'make app        the panels as a web page, on this machine alone   (PORT=8866; Ctrl-C ends it)'
@@ -44,7 +44,7 @@ setup: $(PACKAGE) $(TOOLS)
 	@echo 'Everything is in $(VENV). Next: make demo, make lab or make test.'
 
 demo: $(PACKAGE)
-	@echo 'Drawing postcards from captions: about 10 seconds on two cores ...'
+	@echo 'Drawing postcards from captions: under half a minute on two cores ...'
 	@$(BIN)/python -m ldm_nb.recipes demo --out demo.png
 
 speedrun: $(PACKAGE)
