@@ -166,7 +166,8 @@ class Autoencoder(nn.Module):
                pad: bool = False # continue the picture by reflection, right and bottom, to the next sides that f divides
         ) -> torch.Tensor: # (b, z, h/f, w/f), about zero mean and unit deviation; not quantised
         "Pixels to scaled latents. Raises `ValueError` for sides that f does not divide and for pixels that are no numbers, naming the item."
-        if bad := (~torch.isfinite(x).flatten(1).all(1)).nonzero().flatten().tolist():
+        if x.numel() and not x.abs().amax().isfinite():
+            bad = (~torch.isfinite(x).flatten(1).all(1)).nonzero().flatten().tolist()
             raise ValueError(f'item {", ".join(map(str, bad[:8]))} of the batch has pixels that are NaN or infinite')
         g = self.posterior(pad_to(x, self.f) if pad else x)
         return self.to_latent(g.mean if eps is None else g.sample(eps))

@@ -58,6 +58,10 @@ class Remembered:
         if attn not in self.made: self.made[attn] = attn.keys_values(self.tokens)
         return self.made[attn]
 
+    def ask(self, net: nn.Module): # every cross-attention in it
+        "Make all of them now. A compiled network then finds the same tensors at each call, and is compiled once."
+        if not self.made: [self.of(m.cross_attn) for m in net.modules() if isinstance(m, TransformerBlock)]
+
 def remember(c: Cond # of one whole sample
     ) -> Cond: # the same, whose context is `Remembered`; unchanged without a context, or where gradients are on
     "For sampling: the caption does not change between steps, so neither do its keys and values."

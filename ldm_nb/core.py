@@ -89,7 +89,8 @@ class LatentDiffusion(nn.Module):
 
     def answer(self, z, t, c=None): # b c h w, b, Cond -> like z
         "The network in its own precision; a walk is float32 whatever that is."
-        return self.net(z.to(self.dtype), t, c).to(z.dtype)
+        if c is not None and hasattr(c.context, 'ask'): c.context.ask(self.net)
+        return self.net(z.to(self.dtype), t, c).to(z.dtype, copy=self.device.type == 'cuda')  # a CUDA graph writes its next answer over this one
 
     def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`
         "Compile the network and the decoder for sampling. The first picture of each batch size then waits for a minute or two, the others are faster."

@@ -87,8 +87,8 @@ def signal_noise(abar: float | Tensor, # one number, or one a sample (b,), in (0
     ) -> tuple[Tensor, Tensor]: # sqrt(abar) and sqrt(1 - abar), shaped () or (b, 1, ...)
     "The weights of signal and noise, rounded last."
     a = abar if isinstance(abar, Tensor) else float64(abar)
-    if a.ndim: a = a.reshape(-1, *[1]*(like.ndim - 1))
-    return a.sqrt().to(like.dtype).to(like.device), (1 - a).sqrt().to(like.dtype).to(like.device)
+    if a.ndim: a = a.reshape(-1, *[1]*(like.ndim - 1)).to(like.device)      # one number multiplies from the CPU: a GPU need not wait for it
+    return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
 
 # %% ../nbs/06_diffusion.ipynb #c64841be
 def q_sample(schedule: Schedule,
@@ -150,7 +150,8 @@ class Denoiser:
         "The network's best guess of the clean latent. Raises `ValueError` when its answer has another shape."
         sigma = float64(sigma)
         t, abar = self.schedule.sigma_to_t(sigma), 1/(1 + sigma**2)
-        t = t.to(torch.promote_types(z.dtype, torch.float32)).to(z.device).expand(len(z))
+        kind = dict(dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
+        t = t.to(**kind) if t.ndim else torch.full((len(z),), t.item(), **kind)
         z_t = signal_noise(abar, z)[0]*z
         out = self.net(z_t, t, c)
         if out.shape != z.shape: raise ValueError(f'the network answered {tuple(out.shape)} to {tuple(z.shape)}: expected the same shape')

@@ -189,7 +189,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints/, log.jsonl, sampl
     own_words = (tokenizer or ('shipped' if data == 'postcards' else 'captions')) == 'captions'
     vocab = train_tokenizer(images['caption']) if own_words and 'caption' in images else None
     embedder, out = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab, size=s['size']), writable_folder(out)
-    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
+    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc, graphs=True)
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), kind, s['size'], shared_first_stage(autoencoder))
     part = trained_parts(ldm)
     if init: start_from(part, init)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['RATES', 'PRECISIONS', 'seed_of', 'generator', 'batch_indices', 'Draws', 'pieces', 'EMA', 'one_cycle', 'constant',
            'scaled_rate', 'pick_device', 'has_fast_bf16', 'keep_memory', 'make_accelerator', 'fsdp_plugin', 'gathered',
-           'part_of', 'Objective', 'Pieces', 'ignore_signals', 'feed', 'Trainer', 'checkpoints', 'latest',
+           'part_of', 'Objective', 'Pieces', 'ignore_signals', 'feed', 'kill_all', 'Trainer', 'checkpoints', 'latest',
            'differences', 'too_large']
 
 # %% ../nbs/10_training.ipynb #0c1b98a8
-import contextlib, copy, ctypes, math, os, signal, time, warnings
+import contextlib, copy, ctypes, math, os, signal, time, warnings, weakref
+from multiprocessing.util import Finalize
 from pathlib import Path
 import numpy as np
 import torch
@@ -213,7 +214,13 @@ def feed(batch, parts: list, steps: int, # as in `Trainer`; this process's piece
         warnings.warn('no fork on this system: batches are prepared where they are used')
         workers = 0
     how = dict(num_workers=workers, prefetch_factor=4, multiprocessing_context='fork', worker_init_fn=ignore_signals) if workers else {}
-    return iter(DataLoader(Pieces(batch, parts, steps), batch_size=None, sampler=items, pin_memory=pin, **how))
+    batches = iter(DataLoader(Pieces(batch, parts, steps), batch_size=None, sampler=items, pin_memory=pin, **how))
+    if workers: Finalize(None, kill_all, (weakref.ref(batches),), exitpriority=20)
+    return batches
+
+def kill_all(batches: weakref.ref): # to what `feed` gave
+    "The last thing a program does: it would ask its workers to end and wait for that, and they ignore what it asks by."
+    if it := batches(): [w.kill() for w in it._workers]
 
 # %% ../nbs/10_training.ipynb #dbb5b88d
 class Trainer:

@@ -157,3 +157,17 @@ def test_codes_that_start_again_are_refused_on_two(tmp_path):
     words = ['-m', 'ldm_nb.recipes', 'train', 'autoencoder', '--preset', 'tiny', '--regulariser', 'vq', '--steps', 4, '--device', 'cpu', '--out', tmp_path/'vq']
     r = run(*TORCHRUN, *words, cwd=ROOT, OMP_NUM_THREADS='1')
     assert r.returncode and re.search(r'error in process [01]: .*--restarts 0', r.stderr), r.stderr[-2000:]
+
+
+LEFT = '''
+import sys, torch
+from ldm_nb.training import feed
+sys.kept = feed(lambda step, part: torch.arange(4)[part] + step, [slice(0, 4)], 10**6, workers=1)
+print(next(sys.kept).tolist(), flush=True)
+if len(sys.argv) > 1: raise RuntimeError('an error')
+'''
+
+@pytest.mark.parametrize('more', [[], ['an error']])
+def test_python_ends_while_batches_are_still_prepared(more):
+    r = subprocess.run([sys.executable, '-c', LEFT, *more], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (r.returncode, r.stdout) == (len(more), '[0, 1, 2, 3]\n'), r.stderr

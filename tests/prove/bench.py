@@ -2,12 +2,12 @@
 
     python tests/prove/bench.py            long, most of it compiling; on quiet cores; writes data/results/bench-cpu.json
     python tests/prove/bench.py --quick    3 turns, nothing compiled, nothing written
-    python tests/prove/bench.py --device cuda                          writes bench-cuda.json
+    python tests/prove/bench.py --device cuda    about 4 minutes, most of it compiling; writes data/results/bench-cuda.json
 
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
 steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` asks
-for by itself; bfloat16 is there where the machine multiplies it in hardware.
-A ratio is the median of the ratios of neighbours in time; memory is the peak of a process
+for by itself; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is compiled and recorded as
+CUDA graphs (mode reduce-overhead), ours as `ldm.compile()` does it on a GPU; of a training step, ours then has the fused AdamW of `Trainer`. A ratio is the median of the ratios of neighbours in time; memory is the peak of a process
 of its own."""
 import argparse, contextlib, json, os, platform, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -56,10 +56,10 @@ def their_sample(pipe, start):
 
 def our_sample(ldm, start): return ldm.sample(CAPTIONS, steps=STEPS, guidance=GUIDANCE, latents=start)/2 + .5
 
-def training(answer, net, z, noise): # one step as in diffusers' training examples
-    opt = torch.optim.AdamW(net.parameters(), lr=1e-5)
+def training(answer, net, z, noise, half=False, fused=None): # one step as in diffusers' training examples; half: in bfloat16, by autocast
+    opt = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=fused)
     def step():
-        loss = F.mse_loss(answer(z).float(), noise)
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=half): loss = F.mse_loss(answer(z).float(), noise)
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.)
         opt.step()
@@ -71,34 +71,47 @@ def training(answer, net, z, noise): # one step as in diffusers' training exampl
 ROWS = ('UNet forward', 'training step', 'sample, 50 steps', 'encode', 'decode')
 
 def ways_of(row, device, quick): # names of ways, theirs, plain, in float32 first
-    kinds = ['', ' kept'] + [' bf16']*has_fast_bf16(device)*(row != 'training step')
+    cuda = device.type == 'cuda'
+    kinds = ['', ' bf16'] if cuda else ['', ' kept'] + [' bf16']*has_fast_bf16(device)*(row != 'training step')
     out = [who + k for k in kinds for who in ('theirs', 'ours')]
-    if quick or row == 'encode': return out
+    if quick or row == 'encode' and not cuda: return out
+    if cuda: return out + ['theirs bf16 graphs', 'ours bf16 graphs']       # merely compiled takes three times as long
     out += ['theirs compiled', 'theirs compiled kept', 'ours compiled']     # ours keeps its memory by itself
     return out + ['theirs bf16 compiled', 'ours bf16 compiled']*(' bf16' in kinds)
+
+def compiled(m, row, way): # what a row needs of it
+    ours, how = way.startswith('ours'), dict(mode='reduce-overhead' if 'graphs' in way else 'default')
+    if row == 'encode': (m.autoencoder.encoder if ours else m.vae.encoder).compile(**how)
+    elif row == 'training step': (m.net if ours else m.unet).compile(**how)
+    elif ours: m.compile(**how)
+    else: m.unet.compile(**how), m.vae.decoder.compile(**how)
 
 def call_of(row, way, folder, device): # a function without arguments
     rng = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*shape, generator=rng).to(device)
     z, noise, context, t, start = draw(8, 4, 16, 16), draw(8, 4, 16, 16), draw(8, 77, 128), torch.full((8,), 500., device=device), draw(4, 4, 16, 16)
     x, latents, forward = draw(4, 3, 128, 128).clamp(-1, 1), draw(4, 4, 16, 16), torch.no_grad()
-    ours, dtype = way.startswith('ours'), torch.bfloat16 if 'bf16' in way else torch.float32
+    ours, half = way.startswith('ours'), 'bf16' in way
+    dtype = torch.bfloat16 if half and row != 'training step' else torch.float32
     if 'kept' in way: keep_memory()
     m = (ours_from if ours else theirs_from)(folder, device, dtype)
     c, x, zz, zn = (v.to(dtype) for v in (context, x, latents, z))
-    if 'compiled' in way and ours: m.compile()
-    elif 'compiled' in way: m.unet.compile(), m.vae.decoder.compile()
+    best = 'compiled' in way or 'graphs' in way
+    if best: compiled(m, row, way)
     net, ae = (m.net, m.autoencoder) if ours else (m.unet, m.vae)
     answer = (lambda z: net(z, t, Cond(context=context))) if ours else (lambda z: net(z, t, context, return_dict=False)[0])
-    if row == 'training step': return training(answer, net.train(), z, noise)
+    if row == 'training step': return training(answer, net.train(), z, noise, half, True if ours and best else None)
     if row == 'sample, 50 steps': return (lambda: our_sample(m, start)) if ours else (lambda: their_sample(m, start))
     if row == 'encode': return forward((lambda: ae.encode(x)) if ours else (lambda: ae.encode(x).latent_dist.mean*ae.config.scaling_factor))
     if row == 'decode': return forward((lambda: ae.decode(zz)) if ours else (lambda: ae.decode(zz/ae.config.scaling_factor, return_dict=False)[0]))
-    kept = remember_now(Cond(context=c))
+    kept = remember_now(Cond(context=c), net)
     return forward((lambda: net(zn, t, kept)) if ours else (lambda: net(zn, t, c, return_dict=False)[0]))
 
 @torch.no_grad()
-def remember_now(c): return remember(c)
+def remember_now(c, net): # as a sample does before its first step
+    c = remember(c)
+    if hasattr(net, 'in_ch'): c.context.ask(net)
+    return c
 
 
 def work(row, way, folder, device, answer): # in a process of its own: warm, keep what came out, then one call for each line that comes in, timed
@@ -112,26 +125,48 @@ def work(row, way, folder, device, answer): # in a process of its own: warm, kee
         wait()
         print(time.perf_counter() - start, flush=True)
 
-def row(name, folder, device, turns, quick): # seconds and ratios of one job, its ways taking turns
-    here, workers, out = [sys.executable, '-W', 'ignore', __file__, '--threads', str(torch.get_num_threads()), '--device', str(device)], {}, {}
-    with contextlib.ExitStack() as stack:
-        for way in ways_of(name, device, quick):
-            job = ['--worker', name, way, str(folder), str(folder/f'{way}.pt')]
-            p = subprocess.Popen(here + job, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            workers[way] = stack.enter_context(p)
-            stack.callback(p.stdin.close)
-            if p.stdout.readline() != 'ready\n': raise SystemExit(f'{name}, {way}: the process ended; run it alone: {" ".join(here[1:] + job)}')
-        seconds = {k: [] for k in workers}
-        for _ in range(turns + 1):
-            for k, p in workers.items():
-                print('go', file=p.stdin, flush=True)
-                seconds[k].append(float(p.stdout.readline()))
-    first = {k: torch.load(folder/f'{k}.pt') for k in workers}
+def begin(stack, name, folder, device, quick): # way -> its process; on a GPU, where each has cores enough, they compile beside each other
+    here, workers = [sys.executable, '-W', 'ignore', __file__, '--threads', str(torch.get_num_threads()), '--device', str(device)], {}
+    for way in ways_of(name, device, quick):
+        job = ['--worker', name, way, str(folder), str(folder/f'{name}, {way}.pt')]
+        with open(folder/f'{name}, {way}.err', 'w') as err:
+            p = subprocess.Popen(here + job, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True)
+        workers[way] = stack.enter_context(p)
+        stack.callback(p.stdin.close)
+        if device.type == 'cpu': p.first = p.stdout.readline()
+    return workers
+
+def ready(name, workers, folder): # those of a row that are; what a process that ended said last is printed
+    for p in workers.values(): p.first = getattr(p, 'first', None) or p.stdout.readline()
+    lost = [k for k, p in workers.items() if p.first != 'ready\n']
+    for k in lost: print(f'{name}, {k}: ended: {(folder/f"{name}, {k}.err").read_text()[-800:]}', flush=True)
+    if 'theirs' in lost: raise SystemExit(f'{name}: there is nothing to compare with')
+    return {k: p for k, p in workers.items() if k not in lost}
+
+def take_turns(name, workers, folder, turns): # seconds and ratios of one job
+    seconds, out = {k: [] for k in workers}, {}
+    for _ in range(turns + 1):
+        for k, p in workers.items():
+            print('go', file=p.stdin, flush=True)
+            seconds[k].append(float(p.stdout.readline()))
+    first = {k: torch.load(folder/f'{name}, {k}.pt') for k in workers}
     for k, s in seconds.items():                                            # the first turn wakes the processes
         ratio, off = statistics.median(x/y for x, y in zip(s[1:], seconds['theirs'][1:])), (first[k] - first['theirs']).abs().max().item()
         out[k] = dict(seconds=statistics.median(s[1:]), ratio=ratio, difference=off)
         print(f'{name:18} {k:22} {1e3*out[k]["seconds"]:9.1f} ms {ratio:7.3f} of theirs   off by {off:.0e}', flush=True)
     return out
+
+def rows_of(names, folder, device, turns, quick): # yields (name, what was measured), row by row
+    number = lambda name: 3 if quick else max(3, turns//3) if 'sample' in name else turns
+    if device.type == 'cpu':
+        for name in names:
+            with contextlib.ExitStack() as stack:
+                yield name, take_turns(name, ready(name, begin(stack, name, folder, device, quick), folder), folder, number(name))
+        return
+    with contextlib.ExitStack() as stack:
+        jobs = {name: begin(stack, name, folder, device, quick) for name in names}
+        jobs = {name: ready(name, workers, folder) for name, workers in jobs.items()}
+        for name, workers in jobs.items(): yield name, take_turns(name, workers, folder, number(name))
 
 
 MEMORY = '''
@@ -164,15 +199,12 @@ def peak(call, device) -> int: # bytes a second call takes at most, above what i
     return torch.cuda.max_memory_allocated() - there if device.type == 'cuda' else memory('VmHWM') - there
 
 def memory(folder, device, turns): # job -> MB of each
-    rows = {}
+    rows, env = {}, os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()))
+    def peak_of(who, what):
+        call = [sys.executable, '-c', MEMORY, str(Path(__file__).parent), who, what, str(device), str(folder)]
+        return int(subprocess.run(call, capture_output=True, text=True, check=True, env=env).stdout.split()[-1])/1e6
     for what in ('sample', 'training'):
-        got = dict(theirs=[], ours=[])
-        for _ in range(turns):
-            for who in got:
-                call = [sys.executable, '-c', MEMORY, str(Path(__file__).parent), who, what, str(device), str(folder)]
-                env = os.environ | dict(OMP_NUM_THREADS=str(torch.get_num_threads()))
-                out = subprocess.run(call, capture_output=True, text=True, check=True, env=env).stdout
-                got[who].append(int(out.split()[-1])/1e6)
+        got = {who: [peak_of(who, what) for _ in range(turns)] for who in ('theirs', 'ours')}
         rows[f'memory, {what}'] = {k: dict(megabytes=statistics.median(v), ratio=statistics.median(v)/statistics.median(got['theirs'])) for k, v in got.items()}
         for k, v in rows[f'memory, {what}'].items(): print(f'memory, {what:10} {k:22} {v["megabytes"]:9.1f} MB {v["ratio"]:7.3f} of theirs', flush=True)
     return rows
@@ -197,13 +229,11 @@ if __name__ == '__main__':
         raise SystemExit(work(name, way, Path(folder), device, answer))
     rows = json.loads(out.read_text())['rows'] if a.only and out.is_file() and not a.quick else {}
     with tempfile.TemporaryDirectory() as tmp:
-        folder = write(Path(tmp))
-        for name in a.only or (*ROWS, 'memory'):
-            if name == 'memory': rows |= memory(folder, device, 1 if a.quick else 3)
-            else:
-                turns = 3 if a.quick else max(3, a.turns//3) if 'sample' in name else a.turns
-                rows[name] = row(name, folder, device, turns, a.quick)
+        folder, names = write(Path(tmp)), a.only or (*ROWS, 'memory')
+        for name, measured in rows_of([n for n in names if n != 'memory'], folder, device, a.turns, a.quick): rows[name] = measured
+        if 'memory' in names: rows |= memory(folder, device, 1 if a.quick or device.type == 'cuda' else 3)
     if not a.quick:
+        rows = {k: rows[k] for k in (*ROWS, 'memory, sample', 'memory, training') if k in rows}
         table = dict(command='python tests/prove/bench.py', threads=a.threads, machine=this_machine(device)['name'],
                      versions=dict(torch=torch.__version__, diffusers=diffusers.__version__, python=platform.python_version()), rows=rows)
         with atomic_path(out) as path: path.write_text(json.dumps(table, indent=1) + '\n')

@@ -1,7 +1,8 @@
 """Guidance against accuracy, FID, precision and recall; and steps against quality and time, for two samplers. The curves of chapter 20a. All points ask
 for the same held-out captions from the same noise, so that their differences are paired.
 
-    python tests/prove/guidance.py           15 points of 400 pictures: about 45 minutes on one thread
+    python tests/prove/guidance.py                         15 points of 400 pictures: about 45 minutes on one thread
+    python tests/prove/guidance.py --draw --device cuda    only draws them, in a minute; what is said of time is measured on a CPU
 
 Pictures that are in the work folder are not drawn again."""
 import argparse, json, shlex, sys, time
@@ -18,16 +19,17 @@ from ldm_nb.reader import load_reader
 
 CHUNK = 100 # pictures that share one call, and so one seed
 
-def drawn(ldm, captions: list, folder: Path, seed: int, **how) -> tuple: # (n, 3, 64, 64) in [-1, 1] and seconds of the CPU a picture
+def drawn(ldm, captions: list, folder: Path, seed: int, **how) -> tuple: # (n, 3, 64, 64) in [-1, 1], seconds of the CPU a picture, and where it was drawn
     "Draw, or take what was drawn before."
     path = folder/('-'.join(f'{k}{v}' for k, v in how.items()) + f'-{seed}-{len(captions)}.npz')
     if not path.is_file():
         start, parts = time.process_time(), []
-        for k in range(0, len(captions), CHUNK): parts.append(to_uint8(ldm.sample(captions[k:k + CHUNK], seed=seed*10_000 + k//CHUNK, **how)))
-        with atomic_path(path) as p, open(p, 'wb') as f: np.savez(f, x=np.concatenate(parts), seconds=(time.process_time() - start)/len(captions))
+        for k in range(0, len(captions), CHUNK):
+            parts.append(to_uint8(ldm.sample(captions[k:k + CHUNK], seed=seed*10_000 + k//CHUNK, batch_size=CHUNK, **how)))
+        with atomic_path(path) as p, open(p, 'wb') as f: np.savez_compressed(f, x=np.concatenate(parts), seconds=(time.process_time() - start)/len(captions), device=ldm.device.type)
         print(f'drew {path.name}', flush=True)
     kept = np.load(path)
-    return to_float(kept['x']), float(kept['seconds'])
+    return to_float(kept['x']), float(kept['seconds']), str(kept['device'])
 
 def timed(ldm, captions: list, hows: list, rounds: int = 3) -> list: # of seconds of the CPU a picture, one for each way of sampling
     "Medians over rounds in which each way has its turn, so that what else the machine does falls on all of them."
@@ -67,22 +69,29 @@ if __name__ == '__main__':
     p.add_argument('--few', type=int, nargs='*', default=[5, 10, 20, 50], help='steps of ddim and dpmpp_2m at guidance 3 (default 5 10 20 50)')
     p.add_argument('--seed', type=int, default=2024, help='of the held-out postcards and of all noise (default 2024)')
     p.add_argument('--work', type=Path, default=Path('runs/guidance'), help='where the pictures go')
+    p.add_argument('--draw', action='store_true', help='only draw')
+    p.add_argument('--device', default='cpu', help='that draws: cpu or cuda (default cpu)')
     p.add_argument('--out', type=Path, default=Path('data/results/guidance.json'))
     a, start = p.parse_args(), time.time()
     torch.set_num_threads(1); torch.set_grad_enabled(False)
     a.work.mkdir(parents=True, exist_ok=True)
-    ldm, reader = LatentDiffusion.from_pretrained('postcards-text'), load_reader()
+    ldm, reader = LatentDiffusion.from_pretrained('postcards-text').to(a.device), load_reader()
     network, (first, second) = reader_features(reader), held_out('postcards', 64, a.n, a.seed)
     about = dict(image=to_float(first['image']), caption=first['caption'])
     reference, real = (seen(network, to_float(d['image'])) for d in (second, first))
     asked_for = [('guidance', dict(sampler='dpmpp_2m', steps=a.steps, guidance=w)) for w in a.weights]
     asked_for += [('steps', dict(sampler=s, steps=k, guidance=3.)) for s in ('ddim', 'dpmpp_2m') for k in a.few]
-    points, plain, whole = [], None, 0.
+    if a.draw:
+        for part, how in asked_for: drawn(ldm, first['caption'], a.work, a.seed, **how)
+        raise SystemExit
+    points, plain, whole, devices = [], None, 0., set()
     ways = [how for part, how in asked_for if part == 'steps']
-    cost = iter(timed(ldm, first['caption'][:8], ways)) if ways else iter([])
+    cost = iter(timed(ldm.cpu(), first['caption'][:8], ways)) if ways else iter([])
+    ldm.to(a.device)
     for part, how in asked_for:
-        x, seconds = drawn(ldm, first['caption'], a.work, a.seed, **how)
+        x, seconds, where = drawn(ldm, first['caption'], a.work, a.seed, **how)
         whole += seconds*a.n
+        devices.add(where)
         point = dict(part=part, **how) | measures(x, about, reader, network, reference, real)
         if part == 'guidance' and how['guidance'] == 1: plain = seen(network, x)
         elif part == 'guidance' and plain: point['FID minus that of w=1'] = asdict(against(reference, plain, seen(network, x)))
@@ -90,7 +99,7 @@ if __name__ == '__main__':
         points.append(point)
         print(part, how, {k: round(point['measures'][k]['value'], 3) for k in ('caption: all', 'FID', 'precision', 'recall')}, flush=True)
     table = dict(command=shlex.join(['python', 'tests/prove/guidance.py', *sys.argv[1:]]), model='postcards-text',
-                 weights=weights_hash(find_pretrained('postcards-text')), n=a.n, seed=a.seed, device='cpu', threads=1, torch=torch.__version__,
+                 weights=weights_hash(find_pretrained('postcards-text')), n=a.n, seed=a.seed, device=' and '.join(sorted(devices)), threads=1, torch=torch.__version__,
                  seconds=round(whole, 1), points=points)
     with atomic_path(a.out) as path: path.write_text(json.dumps(table, allow_nan=False) + '\n')
     print(f'wrote {a.out} after {(time.time() - start)/60:.1f} minutes')
