@@ -244,7 +244,8 @@ def spell(stage: str, out, preset: str, override: dict, **more) -> str: # the co
 
 def card(trainer: Trainer, command: str, **more) -> dict: # for config.json
     "What a model card must say: how it was made, on what, for how long."
-    how = dict(device=trainer.device.type, threads=torch.get_num_threads(), processes=trainer.accelerator.num_processes, precision=trainer.precision)
+    gpu = dict(gpu=torch.cuda.get_device_name(trainer.device)) if trainer.device.type == 'cuda' else {}
+    how = dict(device=trainer.device.type, **gpu, threads=torch.get_num_threads(), processes=trainer.accelerator.num_processes, precision=trainer.precision)
     return dict(card=dict(command=command, seed=trainer.seed, **how, steps=trainer.step, hours=round(trainer.seconds/3600, 3), torch=torch.__version__, **more))
 
 

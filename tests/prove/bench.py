@@ -5,10 +5,10 @@
     python tests/prove/bench.py --device cuda    about 4 minutes, most of it compiling; writes data/results/bench-cuda.json
 
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
-steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` asks
-for by itself; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is compiled and recorded as
-CUDA graphs (mode reduce-overhead), ours as `ldm.compile()` does it on a GPU; of a training step, ours then has the fused AdamW of `Trainer`. A ratio is the median of the ratios of neighbours in time; memory is the peak of a process
-of its own."""
+steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` asks for by
+itself; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is compiled and recorded as
+CUDA graphs (mode reduce-overhead), ours as `ldm.compile()` does it on a GPU. Compiled or recorded, our training step has the fused AdamW of `Trainer`. A
+ratio is the median of the ratios of neighbours in time; memory is the peak of a process of its own."""
 import argparse, contextlib, json, os, platform, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import diffusers

@@ -26,7 +26,8 @@ def drawn(ldm, captions: list, folder: Path, seed: int, **how) -> tuple: # (n, 3
         start, parts = time.process_time(), []
         for k in range(0, len(captions), CHUNK):
             parts.append(to_uint8(ldm.sample(captions[k:k + CHUNK], seed=seed*10_000 + k//CHUNK, batch_size=CHUNK, **how)))
-        with atomic_path(path) as p, open(p, 'wb') as f: np.savez_compressed(f, x=np.concatenate(parts), seconds=(time.process_time() - start)/len(captions), device=ldm.device.type)
+        spent = (time.process_time() - start)/len(captions)
+        with atomic_path(path) as p, open(p, 'wb') as f: np.savez_compressed(f, x=np.concatenate(parts), seconds=spent, device=ldm.device.type)
         print(f'drew {path.name}', flush=True)
     kept = np.load(path)
     return to_float(kept['x']), float(kept['seconds']), str(kept['device'])
@@ -99,7 +100,7 @@ if __name__ == '__main__':
         points.append(point)
         print(part, how, {k: round(point['measures'][k]['value'], 3) for k in ('caption: all', 'FID', 'precision', 'recall')}, flush=True)
     table = dict(command=shlex.join(['python', 'tests/prove/guidance.py', *sys.argv[1:]]), model='postcards-text',
-                 weights=weights_hash(find_pretrained('postcards-text')), n=a.n, seed=a.seed, device=' and '.join(sorted(devices)), threads=1, torch=torch.__version__,
-                 seconds=round(whole, 1), points=points)
+                 weights=weights_hash(find_pretrained('postcards-text')), n=a.n, seed=a.seed, device=' and '.join(sorted(devices)), threads=1,
+                 torch=torch.__version__, seconds=round(whole, 1), points=points)
     with atomic_path(a.out) as path: path.write_text(json.dumps(table, allow_nan=False) + '\n')
     print(f'wrote {a.out} after {(time.time() - start)/60:.1f} minutes')
