@@ -58,7 +58,8 @@ def wilson(share: float, # of right answers, 0 to 1
     if n < 1 or not 0 <= share <= 1: raise ValueError(f'a share of {share} of {n}: expected 0 to 1, of at least one')
     z = NormalDist().inv_cdf((1 + level)/2)
     middle, half = share + z*z/(2*n), z*math.sqrt(share*(1 - share)/n + (z/(2*n))**2)
-    return max(0., (middle - half)/(1 + z*z/n)), min(1., (middle + half)/(1 + z*z/n))
+    low, high = (middle - half)/(1 + z*z/n), (middle + half)/(1 + z*z/n)
+    return max(0., min(low, share)), min(1., max(high, share))              # at 0 and 1 rounding would leave the share outside
 
 # %% ../nbs/12_evaluate.ipynb #ada06496
 def bootstrap(num: torch.Tensor, den: torch.Tensor, # (n, k) each: what is summed over the pictures and divided, column by column
