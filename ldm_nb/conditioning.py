@@ -60,7 +60,9 @@ class Remembered:
 
     def ask(self, net: nn.Module): # every cross-attention in it
         "Make all of them now. A compiled network then finds the same tensors at each call, and is compiled once."
-        if not self.made: [self.of(m.cross_attn) for m in net.modules() if isinstance(m, TransformerBlock)]
+        if self.made: return
+        for m in net.modules():
+            if isinstance(m, TransformerBlock): self.of(m.cross_attn)
 
 def remember(c: Cond # of one whole sample
     ) -> Cond: # the same, whose context is `Remembered`; unchanged without a context, or where gradients are on

@@ -215,7 +215,7 @@ def feed(batch, parts: list, steps: int, # as in `Trainer`; this process's piece
         workers = 0
     how = dict(num_workers=workers, prefetch_factor=4, multiprocessing_context='fork', worker_init_fn=ignore_signals) if workers else {}
     batches = iter(DataLoader(Pieces(batch, parts, steps), batch_size=None, sampler=items, pin_memory=pin, **how))
-    if workers: Finalize(None, kill_all, (weakref.ref(batches),), exitpriority=20)
+    if workers: Finalize(batches, kill_all, (weakref.ref(batches),), exitpriority=20)
     return batches
 
 def kill_all(batches: weakref.ref): # to what `feed` gave

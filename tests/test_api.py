@@ -74,6 +74,17 @@ def test_latents_are_the_starting_noise(ldm):
     assert (a - ldm.sample(CAPTION, n=2, latents=-mine, **FEW)).abs().max() > .05
 
 
+def test_compiled_once_and_the_same(ldm): # keys and values are there before the first call; without that it was twice
+    made = []
+    def backend(graph, inputs):
+        made.append(1)
+        return graph.forward
+    fast = LatentDiffusion.from_pretrained(NAME)
+    fast.net.compile(backend=backend)
+    for caption in (CAPTION, 'a lake at dusk'): assert torch.equal(fast.sample(caption, **FEW | dict(steps=2)), ldm.sample(caption, **FEW | dict(steps=2)))
+    assert len(made) == 1
+
+
 def test_size(ldm): assert ldm.sample(CAPTION, n=1, size=32, **FEW).shape == (1, 3, 32, 32)
 
 

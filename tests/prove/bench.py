@@ -2,14 +2,14 @@
 
     python tests/prove/bench.py            long, most of it compiling; on quiet cores; writes data/results/bench-cpu.json
     python tests/prove/bench.py --quick    3 turns, nothing compiled, nothing written
-    python tests/prove/bench.py --device cuda    about 4 minutes, most of it compiling; writes data/results/bench-cuda.json
+    python tests/prove/bench.py --device cuda    some minutes, most of it compiling; writes data/results/bench-cuda.json
 
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
-steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` asks for by
-itself; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is compiled and recorded as
-CUDA graphs (mode reduce-overhead), ours as `ldm.compile()` does it on a GPU. Compiled or recorded, our training step has the fused AdamW of `Trainer`. A
-ratio is the median of the ratios of neighbours in time; memory is the peak of a process of its own."""
-import argparse, contextlib, json, os, platform, re, statistics, subprocess, sys, tempfile, time
+steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` and the
+commands ask for by themselves; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is
+compiled and recorded as CUDA graphs (mode reduce-overhead), ours as `ldm.compile()` does it on a GPU. Compiled or recorded, a training step has the fused
+AdamW, on both sides. A ratio is the median of the ratios of neighbours in time; memory is the peak of a process of its own."""
+import argparse, contextlib, json, os, platform, re, shlex, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import diffusers
 import torch
@@ -68,6 +68,7 @@ def training(answer, net, z, noise, half=False, fused=None): # one step as in di
     return step
 
 
+LOST = [] # ways whose process ended
 ROWS = ('UNet forward', 'training step', 'sample, 50 steps', 'encode', 'decode')
 
 def ways_of(row, device, quick): # names of ways, theirs, plain, in float32 first
@@ -82,7 +83,9 @@ def ways_of(row, device, quick): # names of ways, theirs, plain, in float32 firs
 def compiled(m, row, way): # what a row needs of it
     ours, how = way.startswith('ours'), dict(mode='reduce-overhead' if 'graphs' in way else 'default')
     if row == 'encode': (m.autoencoder.encoder if ours else m.vae.encoder).compile(**how)
-    elif row == 'training step': (m.net if ours else m.unet).compile(**how)
+    elif row == 'training step':
+        if ours: keep_memory()                                                  # as ldm-train does
+        (m.net if ours else m.unet).compile(**how)
     elif ours: m.compile(**how)
     else: m.unet.compile(**how), m.vae.decoder.compile(**how)
 
@@ -100,18 +103,17 @@ def call_of(row, way, folder, device): # a function without arguments
     if best: compiled(m, row, way)
     net, ae = (m.net, m.autoencoder) if ours else (m.unet, m.vae)
     answer = (lambda z: net(z, t, Cond(context=context))) if ours else (lambda z: net(z, t, context, return_dict=False)[0])
-    if row == 'training step': return training(answer, net.train(), z, noise, half, True if ours and best else None)
+    if row == 'training step': return training(answer, net.train(), z, noise, half, best or None)
     if row == 'sample, 50 steps': return (lambda: our_sample(m, start)) if ours else (lambda: their_sample(m, start))
     if row == 'encode': return forward((lambda: ae.encode(x)) if ours else (lambda: ae.encode(x).latent_dist.mean*ae.config.scaling_factor))
     if row == 'decode': return forward((lambda: ae.decode(zz)) if ours else (lambda: ae.decode(zz/ae.config.scaling_factor, return_dict=False)[0]))
-    kept = remember_now(Cond(context=c), net)
-    return forward((lambda: net(zn, t, kept)) if ours else (lambda: net(zn, t, c, return_dict=False)[0]))
+    return forward(remembering(net, zn, t, c) if ours else (lambda: net(zn, t, c, return_dict=False)[0]))
 
 @torch.no_grad()
-def remember_now(c, net): # as a sample does before its first step
-    c = remember(c)
-    if hasattr(net, 'in_ch'): c.context.ask(net)
-    return c
+def remembering(net, z, t, context): # as a sample does it: keys and values before the first step
+    kept = remember(Cond(context=context))
+    kept.context.ask(net)
+    return lambda: net(z, t, kept)
 
 
 def work(row, way, folder, device, answer): # in a process of its own: warm, keep what came out, then one call for each line that comes in, timed
@@ -139,6 +141,7 @@ def begin(stack, name, folder, device, quick): # way -> its process; on a GPU, w
 def ready(name, workers, folder): # those of a row that are; what a process that ended said last is printed
     for p in workers.values(): p.first = getattr(p, 'first', None) or p.stdout.readline()
     lost = [k for k, p in workers.items() if p.first != 'ready\n']
+    LOST.extend(lost)
     for k in lost: print(f'{name}, {k}: ended: {(folder/f"{name}, {k}.err").read_text()[-800:]}', flush=True)
     if 'theirs' in lost: raise SystemExit(f'{name}: there is nothing to compare with')
     return {k: p for k, p in workers.items() if k not in lost}
@@ -234,7 +237,8 @@ if __name__ == '__main__':
         if 'memory' in names: rows |= memory(folder, device, 1 if a.quick or device.type == 'cuda' else 3)
     if not a.quick:
         rows = {k: rows[k] for k in (*ROWS, 'memory, sample', 'memory, training') if k in rows}
-        table = dict(command='python tests/prove/bench.py', threads=a.threads, machine=this_machine(device)['name'],
+        table = dict(command=shlex.join(['python', 'tests/prove/bench.py', *sys.argv[1:]]), threads=a.threads, machine=this_machine(device)['name'],
                      versions=dict(torch=torch.__version__, diffusers=diffusers.__version__, python=platform.python_version()), rows=rows)
         with atomic_path(out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
         print(f'wrote {", ".join(rows)} to {out} after {(time.time() - start)/60:.1f} minutes')
+    if LOST: raise SystemExit(f'without {len(LOST)} ways whose process ended')

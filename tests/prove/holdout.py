@@ -1,7 +1,7 @@
 """Pairs that training never showed together: a small text-to-image model is trained on postcards in which each colour of house lacks one season, a
 different one for each colour, and is then asked for all pairs. Chapter 20a reads data/results/holdout.json and holdout.jpg.
 
-    python tests/prove/holdout.py                                 a training of 3,000 steps and 1,024 pictures: about 25 minutes on one thread
+    python tests/prove/holdout.py                                 a training of 3,000 steps and 1,024 pictures: on one thread an hour
     python tests/prove/holdout.py --device cuda --batch-size 64   four times the pictures a step, in a few minutes
     python tests/prove/holdout.py --train                         only the training, and what it said of 64 pictures at six times
 
@@ -107,8 +107,9 @@ if __name__ == '__main__':
     log = [json.loads(line) for line in (trained/'log.jsonl').read_text().splitlines()]
     said_so = dict(command=shlex.join(['python', 'tests/prove/holdout.py', *sys.argv[1:]]), held_out=HELD, device=this_machine(pick_device(a.device))['name'],
                    seed=a.seed, sampling=how, curve=[{k: v for k, v in r.items() if k != 'loss'} for r in log if 'seen both' in r])
-    if a.train: write_table(a.out, said_so | dict(sampling=how | dict(steps=10)))
-    if a.train: raise SystemExit
+    if a.train:
+        write_table(a.out, said_so | dict(sampling=how | dict(steps=10)))
+        raise SystemExit
     card = json.loads((trained/'config.json').read_text())['card']
     models = {'trained without them': LatentDiffusion.from_pretrained(trained), 'postcards-text': LatentDiffusion.from_pretrained('postcards-text')}
     for ldm in models.values(): ldm.to(a.device)
