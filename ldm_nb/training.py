@@ -9,7 +9,7 @@ __all__ = ['RATES', 'PRECISIONS', 'seed_of', 'generator', 'batch_indices', 'Draw
            'differences', 'too_large']
 
 # %% ../nbs/10_training.ipynb #0c1b98a8
-import contextlib, copy, ctypes, math, os, signal, time, warnings, weakref
+import contextlib, copy, ctypes, math, os, signal, time, warnings
 from multiprocessing.util import Finalize
 from pathlib import Path
 import numpy as np
@@ -215,12 +215,13 @@ def feed(batch, parts: list, steps: int, # as in `Trainer`; this process's piece
         workers = 0
     how = dict(num_workers=workers, prefetch_factor=4, multiprocessing_context='fork', worker_init_fn=ignore_signals) if workers else {}
     batches = iter(DataLoader(Pieces(batch, parts, steps), batch_size=None, sampler=items, pin_memory=pin, **how))
-    if workers: Finalize(batches, kill_all, (weakref.ref(batches),), exitpriority=20)
+    if workers: Finalize(None, kill_all, (batches._workers,), exitpriority=20)
     return batches
 
-def kill_all(batches: weakref.ref): # to what `feed` gave
+def kill_all(workers: list): # of processes, those of an iterator that `feed` gave, whatever has become of it
     "The last thing a program does: it would ask its workers to end and wait for that, and they ignore what it asks by."
-    if it := batches(): [w.kill() for w in it._workers]
+    for w in workers:
+        if w.is_alive(): w.kill()
 
 # %% ../nbs/10_training.ipynb #dbb5b88d
 class Trainer:
