@@ -68,7 +68,6 @@ def training(answer, net, z, noise, half=False, fused=None): # one step as in di
     return step
 
 
-LOST = [] # ways whose process ended
 ROWS = ('UNet forward', 'training step', 'sample, 50 steps', 'encode', 'decode')
 
 def ways_of(row, device, quick): # names of ways, theirs, plain, in float32 first
@@ -141,7 +140,6 @@ def begin(stack, name, folder, device, quick): # way -> its process; on a GPU, w
 def ready(name, workers, folder): # those of a row that are; what a process that ended said last is printed
     for p in workers.values(): p.first = getattr(p, 'first', None) or p.stdout.readline()
     lost = [k for k, p in workers.items() if p.first != 'ready\n']
-    LOST.extend(lost)
     for k in lost: print(f'{name}, {k}: ended: {(folder/f"{name}, {k}.err").read_text()[-800:]}', flush=True)
     if 'theirs' in lost: raise SystemExit(f'{name}: there is nothing to compare with')
     return {k: p for k, p in workers.items() if k not in lost}
@@ -230,15 +228,17 @@ if __name__ == '__main__':
     if a.worker:
         name, way, folder, answer = a.worker
         raise SystemExit(work(name, way, Path(folder), device, answer))
-    rows = json.loads(out.read_text())['rows'] if a.only and out.is_file() and not a.quick else {}
+    before = json.loads(out.read_text()) if a.only and out.is_file() and not a.quick else dict(rows={}, command='')
+    rows, command = before['rows'], shlex.join(['python', 'tests/prove/bench.py', *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as tmp:
         folder, names = write(Path(tmp)), a.only or (*ROWS, 'memory')
         for name, measured in rows_of([n for n in names if n != 'memory'], folder, device, a.turns, a.quick): rows[name] = measured
         if 'memory' in names: rows |= memory(folder, device, 1 if a.quick or device.type == 'cuda' else 3)
     if not a.quick:
         rows = {k: rows[k] for k in (*ROWS, 'memory, sample', 'memory, training') if k in rows}
-        table = dict(command=shlex.join(['python', 'tests/prove/bench.py', *sys.argv[1:]]), threads=a.threads, machine=this_machine(device)['name'],
+        table = dict(command='; '.join(filter(None, (before['command'], command))), threads=a.threads, machine=this_machine(device)['name'],
                      versions=dict(torch=torch.__version__, diffusers=diffusers.__version__, python=platform.python_version()), rows=rows)
         with atomic_path(out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
         print(f'wrote {", ".join(rows)} to {out} after {(time.time() - start)/60:.1f} minutes')
-    if LOST: raise SystemExit(f'without {len(LOST)} ways whose process ended')
+    lost = [f'{name}, {way}' for name in names if name != 'memory' for way in ways_of(name, device, a.quick) if way not in rows[name]]
+    if lost: raise SystemExit(f'without {"; ".join(lost)}: their processes ended')

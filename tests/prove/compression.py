@@ -149,9 +149,9 @@ if __name__ == '__main__':
     with ProcessPoolExecutor(a.workers, multiprocessing.get_context('spawn')) as pool:
         for job in [pool.submit(run, *t, *how) for t in todo]:
             rows.append(job.result())
-            done = ' '.join(k for k in POINTS if any(r['point'] == k for r in rows)), ' '.join(map(str, sorted({r['seed'] for r in rows})))
-            table = dict(command=f'python tests/prove/compression.py --points {done[0]} --minutes {a.minutes:g} --n {a.n} --first-steps {a.first_steps} '
-                         f'--seeds {done[1]}', minutes=a.minutes, n=a.n,
+            points, seeds = [k for k in POINTS if any(r['point'] == k for r in rows)], sorted({r['seed'] for r in rows})
+            settings = f'--minutes {a.minutes:g} --n {a.n} --first-steps {a.first_steps} --seeds {" ".join(map(str, seeds))}'
+            table = dict(command=f'python tests/prove/compression.py --points {" ".join(points)} {settings}', minutes=a.minutes, n=a.n,
                          first_steps=a.first_steps, sampler='dpmpp_2m, 15 steps, guidance 3', device='cpu', threads=1, torch=torch.__version__, rows=rows)
             a.out.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(a.out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
