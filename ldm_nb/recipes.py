@@ -189,13 +189,14 @@ def train_diffusion(out: str | Path, # folder for checkpoints/, log.jsonl, sampl
     own_words = (tokenizer or ('shipped' if data == 'postcards' else 'captions')) == 'captions'
     vocab = train_tokenizer(images['caption']) if own_words and 'caption' in images else None
     embedder, out = make_embedder(condition, images, ae, **s['embedder'], vocab=vocab, size=s['size']), writable_folder(out)
-    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc, graphs=True)
+    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), kind, s['size'], shared_first_stage(autoencoder))
     part = trained_parts(ldm)
     if init: start_from(part, init)
     if {'inpaint', 'x4'} & set(condition.split('+')): s['workers'] = 0                             # made on the device, which workers cannot use
     batch, loss = diffusion_batch(moments, training_rows(embedder, images, ae), s, focus), diffusion_loss(ldm)
-    trainer = make_trainer(part, loss, batch, s, out, acc, autoencoder=ae_hash, condition=condition, kind=kind, focus=focus, data=data, init=init)
+    trainer = make_trainer(part, loss, batch, s, out, acc, autoencoder=ae_hash, condition=condition, kind=kind, focus=focus, data=data, init=init,
+                           record=not s['checkpointing'])
     see = watch or sketch(images, loss, batch, out, trainer)
     if not run(trainer, resume, quiet, lambda model: see(with_parts(ldm, model), trainer.step), s['log_every'], live): return
     part = trainer.averaged_model()

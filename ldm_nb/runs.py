@@ -211,24 +211,23 @@ class LivePlot:
 # %% ../nbs/10a_runs.ipynb #d5322954
 def make_trainer(model: torch.nn.Module, loss, batch, s: dict, # as `settle` gives it
                  out: Path, acc: Accelerator, # of `make_accelerator`
-                 second=None, # as in `Trainer`
+                 second=None, record: bool = False, # as in `Trainer`
                  **settings # more that a resume must share
     ) -> Trainer:
     "A trainer for settled settings."
     same = {k: s[k] for k in ('batch_size', 'accumulate', 'lr', 'rate', 'ema', 'seed', 'workers', 'save_every', 'keep')}
     if acc.log_with and acc.is_main_process: acc.init_trackers('run')
-    return Trainer(model, loss, batch, s['steps'], out, accelerator=acc, second=second, explodes=None if getattr(second, 'adversary', None) else 10., **same,
+    return Trainer(model, loss, batch, s['steps'], out, accelerator=acc, second=second, record=record, **same,
+                   explodes=None if getattr(second, 'adversary', None) else 10.,
                    settings=dict(model=json.loads(json.dumps(model_config(model))), n=s['n'], **settings))
 
-def make_fast(net: torch.nn.Module, s: dict, acc: Accelerator, # as settled; of the run
-              graphs: bool = False # one GPU: also record what is compiled as CUDA graphs, for a network that is called once a step
+def make_fast(net: torch.nn.Module, s: dict, acc: Accelerator # as settled; of the run
     ) -> torch.nn.Module: # the same one
     "Lay out and compile a network as settled. Where that cannot be: say so, and go on without."
     if s['channels_last']: net.to(memory_format=torch.channels_last)
     found = acc.device.type == 'cuda' or shutil.which('g++') or shutil.which('clang++')
     blocks = acc.is_fsdp2 and acc.state.fsdp_plugin.auto_wrap_policy        # gathered one by one, in the middle of what would be compiled
-    once = graphs and acc.device.type == 'cuda' and acc.num_processes == s['accumulate'] == 1                   # a second call would write over gradients
-    if s['compile'] and found and not blocks: net.compile(mode='reduce-overhead' if once else None)
+    if s['compile'] and found and not blocks: net.compile()
     elif s['compile']: acc.print('FSDP cuts the network into blocks: running eager' if blocks else 'no C++ compiler here: running eager')
     return net
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PRECISIONS', 'seed_of', 'generator', 'batch_indices', 'Draws', 'pieces', 'EMA', 'one_cycle', 'constant',
-           'scaled_rate', 'pick_device', 'has_fast_bf16', 'keep_memory', 'make_accelerator', 'fsdp_plugin', 'gathered',
-           'part_of', 'Objective', 'Pieces', 'ignore_signals', 'feed', 'kill_all', 'Trainer', 'checkpoints', 'latest',
-           'differences', 'too_large']
+           'scaled_rate', 'pick_device', 'has_fast_bf16', 'keep_memory', 'leaves', 'cuda_graph', 'call_again',
+           'Recorded', 'make_accelerator', 'fsdp_plugin', 'gathered', 'part_of', 'Drawn', 'Objective', 'Pieces',
+           'ignore_signals', 'feed', 'kill_all', 'Trainer', 'checkpoints', 'latest', 'differences', 'too_large']
 
 # %% ../nbs/10_training.ipynb #0c1b98a8
 import contextlib, copy, ctypes, math, os, signal, time, warnings
@@ -17,7 +17,7 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast, send_to_device
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast, recursively_apply, send_to_device
 from torch import nn
 from torch.utils.data import DataLoader
 from .files import atomic_path, writable_folder
@@ -55,11 +55,12 @@ class Draws:
     def __init__(self, rng: torch.Generator, # of the step, in the same state on every process
                  whole: int, # rows of the batch
                  part: slice): # those wanted here
-        self.rng, self.whole, self.part = rng, whole, part
+        self.rng, self.whole, self.part, self.asked = rng, whole, part, []
 
     def __call__(self, shape: tuple, # (rows of the part, ...)
                  draw=torch.randn # or torch.rand
         ) -> torch.Tensor: # of that shape, on the CPU
+        self.asked.append((tuple(shape), draw))
         return draw((self.whole, *shape[1:]), generator=self.rng)[self.part]
 
     def each(self, draw) -> torch.Tensor: # (n, generator) -> (n, ...); the rows of the part
@@ -140,6 +141,58 @@ def keep_memory() -> bool: # whether it could be done: only the C library of mos
     return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1)])                    # M_MMAP_MAX: no tensor has pages of its own; M_TRIM_THRESHOLD: hand back late
 
 # %% ../nbs/10_training.ipynb #32945bb3
+def leaves(tree) -> list: # of whatever is in nested tuples, lists and dictionaries
+    "Flat, in order."
+    if isinstance(tree, (tuple, list)): return [v for part in tree for v in leaves(part)]
+    return [v for part in tree.values() for v in leaves(part)] if isinstance(tree, dict) else [tree]
+
+def cuda_graph(f, pool=None # f(): what to record, without arguments; memory that several recordings share
+    ) -> tuple: # (replay(), what f returned, which a replay fills anew)
+    "Record a function on the GPU at hand. It runs twice before, so that whatever is done once is done."
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2): f()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'): out = f()       # other threads go on, e.g. the one that pins batches
+    return graph.replay, out
+
+def call_again(f, pool=None) -> tuple: # as `cuda_graph`
+    "A stand-in for a recording, for tests without a GPU: calls the function again and puts its answer where the first one lies."
+    out = f()
+    def replay():
+        for old, new in zip(leaves(out), leaves(f())): old.copy_(new)
+    return replay, out
+
+class Recorded:
+    "A function of tensors on a GPU, recorded for each shape of its arguments and then replayed. Its answer is written over by the next call."
+    def __init__(self, f, # (nested tensors) -> nested tensors; must do the same whenever the shapes are the same
+                 record=cuda_graph): # what records
+        self.f, self.record, self.kept, self.pool = f, record, {}, None
+
+    def __reduce__(self): return Recorded, (self.f, self.record)             # a copy records for itself
+
+    def __call__(self, *args, # nested tensors
+                 fixed: tuple = ()): # more of them, whose values stay as they are as long as they are the same objects
+        flat, n = leaves((args, fixed)), len(leaves(args))
+        if self.record is cuda_graph and not any(torch.is_tensor(v) and v.is_cuda for v in flat): return self.f(*args, *fixed)
+        key = tuple((v.shape, v.dtype, v.device) if torch.is_tensor(v) else v for v in flat)
+        if key not in self.kept: self.kept[key] = self.new(args, fixed)
+        replay, places, last, out = self.kept[key]
+        for k, (place, v) in enumerate(zip(places, flat)):
+            if torch.is_tensor(v) and not (k >= n and v is last[k]): place.copy_(v, non_blocking=True)
+        last[:] = flat
+        replay()
+        return out
+
+    def new(self, args: tuple, fixed: tuple) -> tuple: # (replay, where its arguments must lie, what lies there, its answer)
+        if self.pool is None and self.record is cuda_graph: self.pool = torch.cuda.graph_pool_handle()
+        mine = recursively_apply(torch.clone, (args, fixed))
+        replay, out = self.record(lambda: self.f(*mine[0], *mine[1]), self.pool)
+        return replay, leaves(mine), [None]*len(leaves(mine)), out
+
+# %% ../nbs/10_training.ipynb #c980e24c
 PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16')
 
 def make_accelerator(device: str | torch.device | None = None, # as `pick_device`
@@ -183,6 +236,11 @@ def part_of(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor: # of which
     from torch.distributed.tensor import distribute_tensor
     if not hasattr(like, 'full_tensor'): return whole
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+class Drawn:
+    "What `Draws` gave, once more, in the order in which it was asked for."
+    def __init__(self, numbers: list): self.numbers = iter(numbers)
+    def __call__(self, shape: tuple, draw=torch.randn) -> torch.Tensor: return next(self.numbers)
 
 class Objective(nn.Module):
     "Model and loss as one module: what a wrapper for several processes must see."
@@ -246,7 +304,8 @@ class Trainer:
                  keep: int = 2, # how many checkpoints stay
                  explodes: float | None = 10., # stop when the loss, over ten steps, is this many times its lowest and above its first; None: never
                  settings: dict | None = None, # more that must be the same on a resume, e.g. the model's config
-                 second=None): # a second player: `update(model, generator, average)` after each step, `state_dict` and `load_state_dict` for checkpoints
+                 second=None, # a second player: `update(model, generator, average)` after each step, `state_dict` and `load_state_dict` for checkpoints
+                 record: bool = False): # on one GPU, in one turn: as `Recorded`; the loss then does the same each step, random only by its draws
         if steps < 1: raise ValueError(f'steps={steps}: train for at least one step')
         if rate not in RATES: raise ValueError(f'rate={rate!r}: expected {", ".join(RATES)}')
         acc = self.accelerator = accelerator or make_accelerator('cpu', 'fp32')
@@ -268,11 +327,26 @@ class Trainer:
         self.settings = dict(lr=lr, rate=rate, betas=list(betas), weight_decay=weight_decay, clip=clip, ema=ema, seed=seed, precision=self.precision,
                              steps=steps, batch_size=batch_size, **(settings or {}))
         self.mean, self.first, self.lows, self.last = None, None, math.inf, []
+        alone = self.device.type == 'cuda' and acc.num_processes == len(self.parts) == 1 and not (self.sharded or second or acc.scaler)
+        self.recorded, self.asked = Recorded(self.gradient) if record and alone else None, None
 
     def one_step(self, feed) -> float: # the loss before the step, over all processes
         "Forward, backward, update. Raises `FloatingPointError` if the loss is not finite or explodes, `MemoryError` if it does not fit."
         torch.manual_seed(seed_of(self.seed, 2, self.step, self.accelerator.process_index))                  # dropout inside the network
         for g in self.opt.param_groups: g['lr'] = self.lr*self.rate(self.step, self.steps)
+        loss, norm = self.turns(feed) if self.recorded is None or self.asked is None else self.replay(feed)
+        loss = loss.item()
+        self.watch_out(loss)
+        if not self.accelerator.scaler: self.check(loss, float(norm))
+        self.opt.step()
+        if self.second:
+            with self.accelerator.autocast(): self.second.update(self.model, generator(self.seed, 6, self.step), self.average)
+        self.ema.update(self.model)
+        self.step += 1
+        return loss
+
+    def turns(self, feed) -> tuple: # loss and length of the gradient, before it is clipped
+        "Forward and backward, piece by piece."
         self.opt.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for part in self.parts:
@@ -283,16 +357,21 @@ class Trainer:
                 with self.accelerator.autocast(): piece = self.objective(batch, draws)/len(self.parts)
                 loss = loss + piece.detach()
                 self.accelerator.backward(piece)
-        loss = self.accelerator.reduce(loss, 'mean').item()
-        self.watch_out(loss)
-        norm = gathered(self.accelerator.clip_grad_norm_(self.params, self.clip))
-        if not self.accelerator.scaler: self.check(loss, float(norm))
-        self.opt.step()
-        if self.second:
-            with self.accelerator.autocast(): self.second.update(self.model, generator(self.seed, 6, self.step), self.average)
-        self.ema.update(self.model)
-        self.step += 1
-        return loss
+        self.asked = draws.asked
+        return self.accelerator.reduce(loss, 'mean'), gathered(self.accelerator.clip_grad_norm_(self.params, self.clip))
+
+    def replay(self, feed) -> tuple: # as `turns`
+        "The same in one turn, by a recording: random numbers are drawn before, as the first step asked for them."
+        batch, draws = next(feed), Draws(generator(self.seed, 3, self.step), self.batch_size, self.parts[0])
+        loss, norm, grads = self.recorded(*send_to_device((batch, [draws(*a) for a in self.asked]), self.device, non_blocking=True))
+        for p, g in zip(self.params, grads): p.grad = g
+        return loss, norm
+
+    def gradient(self, batch, numbers: list) -> tuple: # loss, length and gradients: what is recorded
+        self.opt.zero_grad(set_to_none=True)
+        with self.accelerator.autocast(): loss = self.objective(batch, Drawn(numbers))
+        self.accelerator.backward(loss)
+        return loss.detach(), self.accelerator.clip_grad_norm_(self.params, self.clip), [p.grad for p in self.params]
 
     def watch_out(self, loss: float):
         "Raise `FloatingPointError` for a loss that is not finite, or that has grown far above its lowest."

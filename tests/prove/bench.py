@@ -7,8 +7,9 @@
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
 steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` and the
 commands ask for by themselves; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is
-compiled and recorded as CUDA graphs (mode reduce-overhead), ours as `ldm.compile()` does it on a GPU. Compiled or recorded, a training step has the fused
-AdamW, on both sides. A ratio is the median of the ratios of neighbours in time; memory is the peak of a process of its own."""
+compiled and recorded as CUDA graphs: theirs by PyTorch (mode reduce-overhead), ours as `ldm.compile()` and `ldm-train --compile` do it on a GPU (`Recorded`;
+of encoder and decoder PyTorch). Compiled or recorded, a training step has the fused AdamW, on both sides. A ratio is the median of the ratios of neighbours
+in time; memory is the peak of a process of its own."""
 import argparse, contextlib, json, os, platform, re, shlex, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 import diffusers
@@ -20,7 +21,7 @@ from ldm_nb.conditioning import remember
 from ldm_nb.cost import this_machine
 from ldm_nb.files import atomic_path
 from ldm_nb.pretrained import load_diffusers
-from ldm_nb.training import has_fast_bf16, keep_memory
+from ldm_nb.training import Recorded, has_fast_bf16, keep_memory
 from ldm_nb.unet import Cond
 
 CAPTIONS, STEPS, GUIDANCE = ['a red house', 'a lake at dusk', 'snow', 'two trees'], 50, 7.5
@@ -56,14 +57,20 @@ def their_sample(pipe, start):
 
 def our_sample(ldm, start): return ldm.sample(CAPTIONS, steps=STEPS, guidance=GUIDANCE, latents=start)/2 + .5
 
-def training(answer, net, z, noise, half=False, fused=None): # one step as in diffusers' training examples; half: in bfloat16, by autocast
-    opt = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=fused)
-    def step():
+def training(answer, net, z, noise, half=False, fused=None, record=False): # as in diffusers' training examples; half: in bfloat16, by autocast
+    params = list(net.parameters())
+    opt = torch.optim.AdamW(params, lr=1e-5, fused=fused)
+    def gradient(z, noise): # record: as `Trainer` does it
+        opt.zero_grad()
         with torch.autocast(z.device.type, torch.bfloat16, enabled=half): loss = F.mse_loss(answer(z).float(), noise)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.)
+        nn.utils.clip_grad_norm_(params, 1.)
+        return loss.detach(), [p.grad for p in params]
+    how = Recorded(gradient) if record else gradient
+    def step():
+        loss, grads = how(z, noise)
+        for p, g in zip(params, grads): p.grad = g
         opt.step()
-        opt.zero_grad()
         return loss
     return step
 
@@ -82,10 +89,11 @@ def ways_of(row, device, quick): # names of ways, theirs, plain, in float32 firs
 def compiled(m, row, way): # what a row needs of it
     ours, how = way.startswith('ours'), dict(mode='reduce-overhead' if 'graphs' in way else 'default')
     if row == 'encode': (m.autoencoder.encoder if ours else m.vae.encoder).compile(**how)
-    elif row == 'training step':
-        if ours: keep_memory()                                                  # as ldm-train does
-        (m.net if ours else m.unet).compile(**how)
-    elif ours: m.compile(**how)
+    elif row == 'training step' and ours:
+        keep_memory()                                                           # as ldm-train does
+        m.net.compile()
+    elif row == 'training step': m.unet.compile(**how)
+    elif ours: m.compile()
     else: m.unet.compile(**how), m.vae.decoder.compile(**how)
 
 def call_of(row, way, folder, device): # a function without arguments
@@ -102,17 +110,17 @@ def call_of(row, way, folder, device): # a function without arguments
     if best: compiled(m, row, way)
     net, ae = (m.net, m.autoencoder) if ours else (m.unet, m.vae)
     answer = (lambda z: net(z, t, Cond(context=context))) if ours else (lambda z: net(z, t, context, return_dict=False)[0])
-    if row == 'training step': return training(answer, net.train(), z, noise, half, best or None)
+    if row == 'training step': return training(answer, net.train(), z, noise, half, best or None, ours and 'graphs' in way)
     if row == 'sample, 50 steps': return (lambda: our_sample(m, start)) if ours else (lambda: their_sample(m, start))
     if row == 'encode': return forward((lambda: ae.encode(x)) if ours else (lambda: ae.encode(x).latent_dist.mean*ae.config.scaling_factor))
     if row == 'decode': return forward((lambda: ae.decode(zz)) if ours else (lambda: ae.decode(zz/ae.config.scaling_factor, return_dict=False)[0]))
-    return forward(remembering(net, zn, t, c) if ours else (lambda: net(zn, t, c, return_dict=False)[0]))
+    return forward(remembering(m, zn, t, c) if ours else (lambda: net(zn, t, c, return_dict=False)[0]))
 
 @torch.no_grad()
-def remembering(net, z, t, context): # as a sample does it: keys and values before the first step
+def remembering(ldm, z, t, context): # as a sample does it: keys and values before the first step
     kept = remember(Cond(context=context))
-    kept.context.ask(net)
-    return lambda: net(z, t, kept)
+    kept.context.ask(ldm.net)
+    return lambda: ldm.answer(z, t, kept)
 
 
 def work(row, way, folder, device, answer): # in a process of its own: warm, keep what came out, then one call for each line that comes in, timed
