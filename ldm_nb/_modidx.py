@@ -844,6 +844,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                  'ldm_nb.training.part_of': ('training.html#part_of', 'ldm_nb/training.py'),
                                  'ldm_nb.training.pick_device': ('training.html#pick_device', 'ldm_nb/training.py'),
                                  'ldm_nb.training.pieces': ('training.html#pieces', 'ldm_nb/training.py'),
+                                 'ldm_nb.training.place_of': ('training.html#place_of', 'ldm_nb/training.py'),
                                  'ldm_nb.training.scaled_rate': ('training.html#scaled_rate', 'ldm_nb/training.py'),
                                  'ldm_nb.training.seed_of': ('training.html#seed_of', 'ldm_nb/training.py'),
                                  'ldm_nb.training.too_large': ('training.html#too_large', 'ldm_nb/training.py')},

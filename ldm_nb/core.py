@@ -80,7 +80,7 @@ class LatentDiffusion(nn.Module):
         self.autoencoder, self.net, self.embedder = autoencoder, net, embedder
         self.schedule, self.kind, self.size, self.first_stage = schedule or Schedule(), kind, size, first_stage
         self.denoise, self.stops = Denoiser(self.answer, self.schedule, kind), dict(last=0.) if stops is None else dict(stops)
-        self.recorded, self.weights = None, []                              # on a GPU, after `compile`
+        self.recorded, self.weights, self.attns = None, [], []              # on a GPU, after `compile`
 
     @property
     def device(self) -> torch.device: return next(self.net.parameters()).device
@@ -93,31 +93,32 @@ class LatentDiffusion(nn.Module):
         context = None if c is None else c.context
         if hasattr(context, 'ask'): context.ask(self.net)
         same = context is None or hasattr(context, 'ask') and all(attn.seen is None for attn in context.made)                     # and nobody looks on
-        net = self.replay if self.recorded and same and not torch.is_grad_enabled() else self.net
+        plain = torch.is_grad_enabled() or torch.is_autocast_enabled(self.device.type)
+        net = self.replay if self.recorded and same and not plain else self.net
         return net(z.to(self.dtype), t, c).to(z.dtype, copy=self.device.type == 'cuda')           # a recording writes its next answer over this one
 
     def replay(self, z, t, c): # as the network; c remembered: its tensors stay the same for a whole sample
         "The network by a recording of it, which knows addresses: where the weights lie is part of what it is made for."
         c = c or Cond()
-        where, kept = [p.data_ptr() for p in self.weights], [] if c.context is None else [c.context.tokens, *leaves(c.context.made)]
+        where, kept = [p.data_ptr() for p in self.weights], [] if c.context is None else [c.context.tokens, *leaves([c.context.of(a) for a in self.attns])]
         return self.recorded(z, t, fixed=((*where, self.net.training), c.concat, c.vector, *kept))
 
     def in_parts(self, z, t, where, concat, vector, tokens=None, *pairs): # what is recorded: the network, its condition in parts
-        made = dict(zip(cross_attentions(self.net), zip(pairs[::2], pairs[1::2])))
+        made = dict(zip(self.attns, zip(pairs[::2], pairs[1::2])))
         return self.net(z, t, Cond(concat, None if tokens is None else Remembered(tokens, made), vector))
 
-    def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`
+    def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`; with `mode` or `options` of yours the network is not recorded
         "Compile the network and the decoder for sampling. The first picture of each batch size then waits for a minute or two, the others are faster."
         cuda = self.device.type == 'cuda'
         if not cuda: keep_memory()
         self.net.compile(**how)
         self.autoencoder.decoder.compile(**dict(mode='reduce-overhead') | how if cuda else how)    # recorded as CUDA graphs: the decoder by PyTorch,
-        if cuda and not how: self.record()                                                         # the network, asked fifty times, by us
+        if cuda and not {'mode', 'options'} & set(how): self.record()                              # the network, asked fifty times, by us
         return self
 
     def record(self, how=cuda_graph): # as in `Recorded`
         "Ask the network by a recording from now on. New weights must be written over the old ones, as `load_state_dict` does, or moved as a whole."
-        self.recorded, self.weights = Recorded(self.in_parts, how), list(self.net.parameters())
+        self.recorded, self.weights, self.attns = Recorded(self.in_parts, how), list(self.net.parameters()), cross_attentions(self.net)
 
     def latent_shape(self, size: int | tuple | None, # pixels: a side, (h, w), or None for what the prompts ask for, else the training size
                      asked: list = () # prompts, as `ask` gives them

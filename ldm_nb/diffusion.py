@@ -8,7 +8,6 @@ __all__ = ['KINDS', 'betas', 'float64', 'rescale_zero_snr', 'Schedule', 'abar_at
            'draw_t', 'min_snr_weight', 'DiffusionLoss']
 
 # %% ../nbs/06_diffusion.ipynb #e0d53c55
-from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,13 +80,14 @@ def abar_at(schedule: Schedule,
     if t.is_floating_point(): raise ValueError(f't is {t.dtype}: expected integers')
     if t.device.type == 'cpu' and t.numel() and not 0 <= t.min() <= t.max() < len(schedule):
         raise ValueError(f't = {t.min()} ... {t.max()}: expected steps in 0 ... {len(schedule) - 1}')
-    return table_on(schedule.abar, t.device)[t]
+    return table_on(schedule, t.device)[t]
 
-@lru_cache(maxsize=8)
-def table_on(abar: Tensor, device: torch.device # (T,)
-    ) -> Tensor: # the same numbers there
+def table_on(schedule, device: torch.device) -> Tensor: # its `abar` there, (T,)
     "Copied to a device once: a step that did so each time would wait for it."
-    return (abar.float() if device.type == 'mps' else abar).to(device)
+    if device.type == 'cpu': return schedule.abar
+    there = vars(schedule).setdefault('there', {})
+    if device not in there: there[device] = (schedule.abar.float() if device.type == 'mps' else schedule.abar).to(device)
+    return there[device]
 
 def signal_noise(abar: float | Tensor, # one number, or one a sample (b,), in (0, 1)
                  like: Tensor # (b, ...): gives dtype, device and number of axes

@@ -115,7 +115,7 @@ class SelfAttention(nn.Module):
         x = rearrange(self.norm(h), 'b c h w -> b (h w) c')
         q, k, v = rearrange(self.qkv(x), 'b n (three heads d) -> three b heads n d', three=3, heads=self.heads)
         x = rearrange(attend(q, k, v), 'b heads n d -> b n (heads d)')
-        return rearrange(self.out(x), 'b (h w) c -> b c h w', h=h.shape[2]) + h # in this order: the sum is laid out as its first part, pixel by pixel
+        return h + rearrange(self.out(x), 'b (h w) c -> b c h w', h=h.shape[2])
 
 # %% ../nbs/03_layers.ipynb #55c42ec9
 def timestep_embedding(t: torch.Tensor, # (b,) steps, may be fractional

@@ -421,7 +421,7 @@ def made_up(stage: str, s: dict, ae, model: torch.nn.ModuleDict, n: int): # n: r
 
 def made_up_loss(model: torch.nn.ModuleDict, batch, draws=None) -> torch.Tensor: # a batch of `made_up` -> scalar
     "A loss in which every weight of the model takes part."
-    if 'net' in model: return model['net'](batch[0], batch[1], model['embedder'](batch[2]) if 'embedder' in model else None).float().square().mean()
+    if 'net' in model: return model['net'](batch[0], batch[1], model['embedder'](batch[2], draws) if 'embedder' in model else None).float().square().mean()
     out = next(iter(model.values()))(batch)
     parts = list(out.values()) if isinstance(out, dict) else [out[0]] if 'autoencoder' in model else list(out)
     return sum(v.float().square().mean() for v in (u for p in parts for u in (p.values() if isinstance(p, dict) else [p])))
@@ -436,7 +436,8 @@ def time_steps(stage, s, ae, condition, f, regulariser, acc, needs: int): # as i
     model = untrained(stage, s, ae, condition, f, regulariser)
     for m in model.values(): make_fast(m, s, acc)
     batch = lambda step, part: made_up(stage, s, ae, model, part.stop - part.start)
-    trainer = Trainer(model, made_up_loss, batch, 12, batch_size=s['batch_size'], accumulate=s['accumulate'], accelerator=acc, explodes=None)
+    trainer = Trainer(model, made_up_loss, batch, 12, batch_size=s['batch_size'], accumulate=s['accumulate'], accelerator=acc, explodes=None,
+                      record=stage == 'diffusion' and not s['checkpointing'])
     seconds = []
     for _ in trainer: seconds.append(trainer.seconds - sum(seconds))
     step = statistics.median(seconds[2:])

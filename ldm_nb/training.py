@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RATES', 'PRECISIONS', 'seed_of', 'generator', 'batch_indices', 'Draws', 'pieces', 'EMA', 'one_cycle', 'constant',
-           'scaled_rate', 'pick_device', 'has_fast_bf16', 'keep_memory', 'leaves', 'cuda_graph', 'call_again',
-           'Recorded', 'make_accelerator', 'fsdp_plugin', 'gathered', 'part_of', 'Drawn', 'Objective', 'Pieces',
-           'ignore_signals', 'feed', 'kill_all', 'Trainer', 'checkpoints', 'latest', 'differences', 'too_large']
+           'scaled_rate', 'pick_device', 'has_fast_bf16', 'keep_memory', 'leaves', 'cuda_graph', 'place_of',
+           'call_again', 'Recorded', 'make_accelerator', 'fsdp_plugin', 'gathered', 'part_of', 'Drawn', 'Objective',
+           'Pieces', 'ignore_signals', 'feed', 'kill_all', 'Trainer', 'checkpoints', 'latest', 'differences',
+           'too_large']
 
 # %% ../nbs/10_training.ipynb #0c1b98a8
 import contextlib, copy, ctypes, math, os, signal, time, warnings
@@ -146,50 +147,62 @@ def leaves(tree) -> list: # of whatever is in nested tuples, lists and dictionar
     if isinstance(tree, (tuple, list)): return [v for part in tree for v in leaves(part)]
     return [v for part in tree.values() for v in leaves(part)] if isinstance(tree, dict) else [tree]
 
-def cuda_graph(f, pool=None # f(): what to record, without arguments; memory that several recordings share
+def cuda_graph(f, place=None # f(): what to record, without arguments; memory and stream that several recordings share, as `place_of` gives them
     ) -> tuple: # (replay(), what f returned, which a replay fills anew)
-    "Record a function on the GPU at hand. It runs twice before, so that whatever is done once is done."
-    aside = torch.cuda.Stream()
+    "Record a function on the current GPU. It runs twice before, so that one-time work (compiling, filling caches) is over."
+    pool, aside = place or place_of(torch.cuda.current_device())
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(2): f()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode='thread_local'): out = f()       # other threads go on, e.g. the one that pins batches
+    with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode='thread_local'): out = f()   # other threads go on, e.g. that which pins batches
     return graph.replay, out
 
-def call_again(f, pool=None) -> tuple: # as `cuda_graph`
+def place_of(device) -> tuple: # a GPU -> (memory, stream)
+    "Where recordings on it are made, and keep what they compute."
+    with torch.cuda.device(device): return torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+def call_again(f, place=None) -> tuple: # as `cuda_graph`
     "A stand-in for a recording, for tests without a GPU: calls the function again and puts its answer where the first one lies."
     out = f()
     def replay():
-        for old, new in zip(leaves(out), leaves(f())): old.copy_(new)
+        for old, new in zip(leaves(out), leaves(f())):
+            if old is not None: old.copy_(new)
     return replay, out
 
 class Recorded:
     "A function of tensors on a GPU, recorded for each shape of its arguments and then replayed. Its answer is written over by the next call."
     def __init__(self, f, # (nested tensors) -> nested tensors; must do the same whenever the shapes are the same
-                 record=cuda_graph): # what records
-        self.f, self.record, self.kept, self.pool = f, record, {}, None
+                 record=cuda_graph, # what records
+                 most: int = 8): # recordings to keep; the oldest goes
+        self.f, self.record, self.most, self.kept, self.place = f, record, most, {}, None
 
-    def __reduce__(self): return Recorded, (self.f, self.record)             # a copy records for itself
+    def __reduce__(self): return Recorded, (self.f, self.record, self.most)  # a copy records for itself
 
     def __call__(self, *args, # nested tensors
                  fixed: tuple = ()): # more of them, whose values stay as they are as long as they are the same objects
         flat, n = leaves((args, fixed)), len(leaves(args))
-        if self.record is cuda_graph and not any(torch.is_tensor(v) and v.is_cuda for v in flat): return self.f(*args, *fixed)
+        gpu = next((v.device for v in flat if torch.is_tensor(v) and v.is_cuda), None)
+        if self.record is cuda_graph and gpu is None: return self.f(*args, *fixed)
         key = tuple((v.shape, v.dtype, v.device) if torch.is_tensor(v) else v for v in flat)
-        if key not in self.kept: self.kept[key] = self.new(args, fixed)
+        if key not in self.kept:
+            while len(self.kept) >= self.most: del self.kept[next(iter(self.kept))]
+            self.kept[key] = self.new(args, fixed, gpu)
         replay, places, last, out = self.kept[key]
         for k, (place, v) in enumerate(zip(places, flat)):
             if torch.is_tensor(v) and not (k >= n and v is last[k]): place.copy_(v, non_blocking=True)
-        last[:] = flat
+        last[n:] = flat[n:]
         replay()
         return out
 
-    def new(self, args: tuple, fixed: tuple) -> tuple: # (replay, where its arguments must lie, what lies there, its answer)
-        if self.pool is None and self.record is cuda_graph: self.pool = torch.cuda.graph_pool_handle()
-        mine = recursively_apply(torch.clone, (args, fixed))
-        replay, out = self.record(lambda: self.f(*mine[0], *mine[1]), self.pool)
+    def new(self, args: tuple, fixed: tuple, gpu) -> tuple: # (replay, where its arguments must lie, which fixed ones lie there, its answer)
+        "Recording draws no random numbers: the next call draws what it would have drawn without one."
+        grad, here = torch.is_grad_enabled(), torch.cuda.device(gpu) if gpu else contextlib.nullcontext()
+        with here, torch.random.fork_rng([gpu] if gpu else []), torch.inference_mode(False), torch.set_grad_enabled(grad):
+            if gpu and self.place is None: self.place = place_of(gpu)
+            mine = recursively_apply(torch.clone, (args, fixed))
+            replay, out = self.record(lambda: self.f(*mine[0], *mine[1]), self.place)
         return replay, leaves(mine), [None]*len(leaves(mine)), out
 
 # %% ../nbs/10_training.ipynb #c980e24c
@@ -240,7 +253,11 @@ def part_of(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor: # of which
 class Drawn:
     "What `Draws` gave, once more, in the order in which it was asked for."
     def __init__(self, numbers: list): self.numbers = iter(numbers)
-    def __call__(self, shape: tuple, draw=torch.randn) -> torch.Tensor: return next(self.numbers)
+    def __call__(self, shape: tuple, draw=torch.randn) -> torch.Tensor:
+        v = next(self.numbers, None)
+        if v is None or v.shape != tuple(shape):
+            raise ValueError(f'random numbers {tuple(shape)}: the first step asked for others; such a loss cannot be recorded')
+        return v
 
 class Objective(nn.Module):
     "Model and loss as one module: what a wrapper for several processes must see."
@@ -305,7 +322,7 @@ class Trainer:
                  explodes: float | None = 10., # stop when the loss, over ten steps, is this many times its lowest and above its first; None: never
                  settings: dict | None = None, # more that must be the same on a resume, e.g. the model's config
                  second=None, # a second player: `update(model, generator, average)` after each step, `state_dict` and `load_state_dict` for checkpoints
-                 record: bool = False): # on one GPU, in one turn: as `Recorded`; the loss then does the same each step, random only by its draws
+                 record: bool = False): # on one GPU, in one turn: `Recorded`. The loss must then do the same each step, random only by its draws
         if steps < 1: raise ValueError(f'steps={steps}: train for at least one step')
         if rate not in RATES: raise ValueError(f'rate={rate!r}: expected {", ".join(RATES)}')
         acc = self.accelerator = accelerator or make_accelerator('cpu', 'fp32')
@@ -327,7 +344,7 @@ class Trainer:
         self.settings = dict(lr=lr, rate=rate, betas=list(betas), weight_decay=weight_decay, clip=clip, ema=ema, seed=seed, precision=self.precision,
                              steps=steps, batch_size=batch_size, **(settings or {}))
         self.mean, self.first, self.lows, self.last = None, None, math.inf, []
-        alone = self.device.type == 'cuda' and acc.num_processes == len(self.parts) == 1 and not (self.sharded or second or acc.scaler)
+        alone = self.device.type == 'cuda' and acc.distributed_type == 'NO' and len(self.parts) == 1 and not (second or acc.scaler)
         self.recorded, self.asked = Recorded(self.gradient) if record and alone else None, None
 
     def one_step(self, feed) -> float: # the loss before the step, over all processes

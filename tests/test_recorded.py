@@ -14,8 +14,9 @@ HOW = cuda_graph if DEVICE == 'cuda' else call_again
 def losses(out, condition, monkeypatch, recorded):
     trainers, make = [], recipes.make_trainer
     def make_trainer(*args, record, **kwargs):
-        trainers.append(t := make(*args, **kwargs))
-        if recorded: t.recorded = Recorded(t.gradient, HOW)
+        trainers.append(t := make(*args, record=record, **kwargs))
+        assert record and (t.recorded is not None) == (DEVICE == 'cuda')
+        t.recorded = Recorded(t.gradient, HOW) if recorded else None
         return t
     with monkeypatch.context() as m:
         m.setattr(recipes, 'make_trainer', make_trainer)
