@@ -28,6 +28,8 @@ from .unet import Cond, UNet, cat_cond, n_heads
 # %% ../nbs/08_conditioning.ipynb #5fa8ed45
 class CrossAttention(nn.Module):
     "Each query token takes a weighted mean of what the context tokens have to say."
+    attend = staticmethod(attend)                                               # may be exchanged for one that suits the machine
+
     def __init__(self, ch: int, # width of the queries and of the output
                  context_dim: int | None = None, # width of the context; None: as the queries, i.e. self-attention
                  heads: int = 4, # number of independent weightings
@@ -47,7 +49,7 @@ class CrossAttention(nn.Module):
         q, context = self.split(self.to_q(x)), x if context is None else context
         k, v = context.of(self) if hasattr(context, 'of') else self.keys_values(context)
         if self.seen is not None: self.seen.append((q @ k.mT*q.shape[-1]**-.5).softmax(-1))      # asked for by `watch_attention`
-        return self.out(rearrange(attend(q, k, v), 'b heads n d -> b n (heads d)'))
+        return self.out(rearrange(self.attend(q, k, v), 'b heads n d -> b n (heads d)'))
 
 class Remembered:
     "A context that stays the same: what each attention makes of it is kept from the first call on."

@@ -24,6 +24,7 @@ from .files import data_folders, find_pretrained, load_into, load_model, save_mo
 from .samplers import SAMPLERS, sampling_sigmas
 from .training import Recorded, cuda_graph, generator, keep_memory, leaves
 from .unet import Cond, UNet
+from .winograd import compile_network
 
 # %% ../nbs/11_core.ipynb #6bb9bf25
 class ItemNoise:
@@ -108,10 +109,10 @@ class LatentDiffusion(nn.Module):
         return self.net(z, t, Cond(concat, None if tokens is None else Remembered(tokens, made), vector))
 
     def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`; with `mode` or `options` of yours the network is not recorded
-        "Compile the network and the decoder for sampling. The first picture of each batch size then waits for a minute or two, the others are faster."
+        "Compile the network and the decoder for sampling, on a CPU with the layers of chapter 07a. The first picture of each batch size waits for minutes."
         cuda = self.device.type == 'cuda'
         if not cuda: keep_memory()
-        self.net.compile(**how)
+        compile_network(self.net, **how)
         self.autoencoder.decoder.compile(**dict(mode='reduce-overhead') | how if cuda else how)    # recorded as CUDA graphs: the decoder by PyTorch,
         if cuda and not {'mode', 'options'} & set(how): self.record()                              # the network, asked fifty times, by us
         return self

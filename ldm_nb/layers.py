@@ -102,6 +102,8 @@ def attend(q, k, v): # b heads n d, b heads m d, b heads m d -> b heads n d
 # %% ../nbs/03_layers.ipynb #229dfe80
 class SelfAttention(nn.Module):
     "Attention among the pixels of a feature map, around a shortcut. Costs (h w)^2: for coarse levels only."
+    attend = staticmethod(attend)                                               # may be exchanged for one that suits the machine
+
     def __init__(self, ch: int, # channels, a multiple of `heads`
                  heads: int = 1, # the autoencoder has 1
                  groups: int = 32, # of the norm
@@ -114,7 +116,7 @@ class SelfAttention(nn.Module):
     def forward(self, h, context=None): # b c h w; the context is ignored, so that it can stand where cross-attention stands
         x = rearrange(self.norm(h), 'b c h w -> b (h w) c')
         q, k, v = rearrange(self.qkv(x), 'b n (three heads d) -> three b heads n d', three=3, heads=self.heads)
-        x = rearrange(attend(q, k, v), 'b heads n d -> b n (heads d)')
+        x = rearrange(self.attend(q, k, v), 'b heads n d -> b n (heads d)')
         return h + rearrange(self.out(x), 'b (h w) c -> b c h w', h=h.shape[2])
 
 # %% ../nbs/03_layers.ipynb #55c42ec9

@@ -332,7 +332,7 @@ def train_parser() -> Parser: # of ldm-train
                  ('workers', 'processes that prepare batches'), ('save-every', 'steps between checkpoints'), ('log-every', 'steps between lines of log.jsonl'),
                  ('keep', 'checkpoints kept, besides best.pt')): p.add_argument(f'--{k}', type=int, help=f'{h} (default: the preset\'s)')
     for k, h in (('checkpointing', 'diffusion: compute activations twice instead of keeping them: less memory, a third slower'),
-                 ('channels-last', 'keep pictures channel by channel: pays on a GPU'), ('compile', 'compile the network first: pays on a GPU')):
+                 ('channels-last', 'keep pictures channel by channel: pays on a GPU'), ('compile', 'compile the network first: minutes, then faster steps')):
         p.add_argument(f'--{k}', action='store_true', default=None, help=h)
     p.add_argument('--device', help='cpu, cuda, cuda:1, mps (default: the best there is)')
     p.add_argument('--precision', choices=list(PRECISIONS), help='default: bf16 where the device is fast at it')

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from .data import ImageFolder, Photographs, Postcards, TorchvisionImages, cache_folder, render_all, to_float
 from .files import atomic_path
 from .training import Trainer, batch_indices, checkpoints, generator, pieces
+from .winograd import compile_network
 
 # %% ../nbs/10a_runs.ipynb #3345a10f
 def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder, or several with + between them, e.g. 'postcards+photos'
@@ -227,7 +228,7 @@ def make_fast(net: torch.nn.Module, s: dict, acc: Accelerator # as settled; of t
     if s['channels_last']: net.to(memory_format=torch.channels_last)
     found = acc.device.type == 'cuda' or shutil.which('g++') or shutil.which('clang++')
     blocks = acc.is_fsdp2 and acc.state.fsdp_plugin.auto_wrap_policy        # gathered one by one, in the middle of what would be compiled
-    if s['compile'] and found and not blocks: net.compile()
+    if s['compile'] and found and not blocks: compile_network(net)
     elif s['compile']: acc.print('FSDP cuts the network into blocks: running eager' if blocks else 'no C++ compiler here: running eager')
     return net
 

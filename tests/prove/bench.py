@@ -23,6 +23,7 @@ from ldm_nb.files import atomic_path
 from ldm_nb.pretrained import load_diffusers
 from ldm_nb.training import Recorded, has_fast_bf16, keep_memory
 from ldm_nb.unet import Cond
+from ldm_nb.winograd import compile_network
 
 CAPTIONS, STEPS, GUIDANCE = ['a red house', 'a lake at dusk', 'snow', 'two trees'], 50, 7.5
 
@@ -91,7 +92,7 @@ def compiled(m, row, way): # what a row needs of it
     if row == 'encode': (m.autoencoder.encoder if ours else m.vae.encoder).compile(**how)
     elif row == 'training step' and ours:
         keep_memory()                                                           # as ldm-train does
-        m.net.compile()
+        compile_network(m.net)
     elif row == 'training step': m.unet.compile(**how)
     elif ours: m.compile()
     else: m.unet.compile(**how), m.vae.decoder.compile(**how)
