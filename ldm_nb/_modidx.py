@@ -933,5 +933,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                  'ldm_nb.winograd.program': ('winograd.html#program', 'ldm_nb/winograd.py'),
                                  'ldm_nb.winograd.register': ('winograd.html#register', 'ldm_nb/winograd.py'),
                                  'ldm_nb.winograd.source': ('winograd.html#source', 'ldm_nb/winograd.py'),
+                                 'ldm_nb.winograd.suits': ('winograd.html#suits', 'ldm_nb/winograd.py'),
                                  'ldm_nb.winograd.weights_at': ('winograd.html#weights_at', 'ldm_nb/winograd.py'),
                                  'ldm_nb.winograd.winograd_matrices': ('winograd.html#winograd_matrices', 'ldm_nb/winograd.py')}}}

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POINTS', 'LANES', 'CODE', 'STEPS', 'ATTENTION', 'HEAD_SIZES', 'FEW', 'OPS', 'winograd_matrices', 'source', 'built',
            'program', 'evaluate', 'interpolate', 'weights_at', 'convolve', 'convolve_back', 'attention',
-           'attend_to_few', 'register', 'WinogradConv2d', 'ApartLinear', 'PixelLinear', 'attend_fast', 'for_cpu',
-           'compile_network']
+           'attend_to_few', 'register', 'suits', 'WinogradConv2d', 'ApartLinear', 'PixelLinear', 'attend_fast',
+           'for_cpu', 'compile_network']
 
 # %% ../nbs/07a_winograd.ipynb #560185f1
 import ctypes, os, shutil, subprocess, tempfile
@@ -261,22 +261,28 @@ def register(lib: torch.library.Library): # of the namespace `OPS`
 
 if not hasattr(OPS, 'conv'): register(LIBRARY := torch.library.Library(OPS.name, 'DEF'))
 
+def suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    "Whether the exchanged layers are made for this: float32 on a CPU, outside autocast."
+    return x.device.type == 'cpu' and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled('cpu')
+
 class WinogradConv2d(nn.Conv2d):
     "A 3x3 convolution of stride 1, where it pays by Winograd's F(4x4, 3x3)."
     def forward(self, x): # b c h w -> b o h w
         (b, _, h, w), weight = x.shape, self.weight
-        if x.device.type != 'cpu' or x.dtype != torch.float32 or weight.dtype != torch.float32 or b*-(-h//4)*-(-w//4) < 32: return super().forward(x)
+        if not suits(x, weight) or b*-(-h//4)*-(-w//4) < 32: return super().forward(x)
         y = OPS.conv(x.permute(0, 2, 3, 1).contiguous(), weight)[0].permute(0, 3, 1, 2)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 # %% ../nbs/07a_winograd.ipynb #377052db
 class ApartLinear(nn.Linear):
     "A linear layer whose bias a compiler may add elsewhere."
-    def forward(self, x): return F.linear(x, self.weight) + self.bias # ... c -> ... o
+    def forward(self, x): # ... c -> ... o
+        return F.linear(x, self.weight) + self.bias if suits(x, self.weight) else super().forward(x)
 
 class PixelLinear(nn.Conv2d):
     "A 1x1 convolution as a linear layer at every pixel."
     def forward(self, x): # b c h w -> b o h w
+        if not suits(x, self.weight): return super().forward(x)
         return (F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1)) + self.bias).permute(0, 3, 1, 2)
 
 def attend_fast(q, k, v): # as `attend`

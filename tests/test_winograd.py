@@ -52,6 +52,14 @@ def test_steps_aside(monkeypatch):
     assert net.to('meta')(x.to('meta')).shape == (2, 8, 32, 32)
 
 
+def test_autocast_gives_the_types_it_always_gave(): # and the convolutions are left to it
+    plain, x = small().to(memory_format=torch.channels_last), torch.randn(2, 8, 32, 32)             # in the layout of the other
+    fast = copy.deepcopy(plain)
+    for_cpu(fast)
+    with torch.autocast('cpu', torch.bfloat16): a, b = fast(x), plain(x)
+    assert a.dtype == b.dtype == torch.bfloat16 and torch.equal(a, b)
+
+
 def test_which_layers_are_exchanged():
     kinds = dict(strided=nn.Conv2d(8, 8, 3, 2, 1), seven=nn.Conv2d(7, 8, 3, padding=1), grouped=nn.Conv2d(8, 8, 3, padding=1, groups=2),
                  unpadded=nn.Conv2d(8, 8, 3), apart=nn.Conv2d(8, 8, 3, padding=2, dilation=2), around=nn.Conv2d(8, 8, 3, padding=1, padding_mode='circular'),
