@@ -45,10 +45,10 @@ setup: $(PACKAGE) $(TOOLS)
 
 demo: $(PACKAGE)
 	@echo 'Drawing postcards from captions: under half a minute on two cores ...'
-	@$(BIN)/python -m ldm_nb.recipes demo --out demo.png
+	@$(BIN)/python -m ldm_nb.cli.demo --out demo.png
 
 speedrun: $(PACKAGE)
-	@$(BIN)/python -m ldm_nb.speedrun --seed $(SEED) --out $(OUT)
+	@$(BIN)/python -m ldm_nb.cli.speedrun --seed $(SEED) --out $(OUT)
 
 lab: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
@@ -59,10 +59,10 @@ app: $(PACKAGE) $(TOOLS)
 	  --VoilaConfiguration.extension_denylist=jupyterlab-jupytext
 
 student: $(PACKAGE)
-	@$(BIN)/python -m ldm_nb.grading student --out '$(STUDENT)'
+	@$(BIN)/python -m ldm_nb.course.grading student --out '$(STUDENT)'
 
 grade: $(PACKAGE)
-	@$(BIN)/python -m ldm_nb.grading grade '$(DIR)' $(if $(JSON),--json '$(JSON)')
+	@$(BIN)/python -m ldm_nb.course.grading grade '$(DIR)' $(if $(JSON),--json '$(JSON)')
 
 check: $(PACKAGE) $(TOOLS)
 	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \

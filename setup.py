@@ -1,7 +1,7 @@
 "Everything about the package stands in settings.ini; this file only hands it to setuptools."
 from configparser import ConfigParser
 from pathlib import Path
-from setuptools import setup
+from setuptools import find_packages, setup
 
 config = ConfigParser(delimiters=['='], interpolation=None)
 config.read('settings.ini', encoding='utf-8')
@@ -18,7 +18,7 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     keywords=cfg['keywords'].split(),
-    packages=[cfg['lib_path']],
+    packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={'dev': cfg['dev_requirements'].split()},

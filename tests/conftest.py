@@ -22,7 +22,7 @@ def run(*words, cwd=None, timeout=300, **env) -> subprocess.CompletedProcess: # 
 def command(name: str) -> list[str]: # `ldm-train` as installed beside this Python, or else what it calls
     installed = Path(sys.executable).with_name(name)
     if installed.is_file(): return [str(installed)]
-    return [sys.executable, '-c', f'from ldm_nb.recipes import {name.removeprefix("ldm-")}_command as f; raise SystemExit(f())']
+    return [sys.executable, '-m', f'ldm_nb.cli.{name.removeprefix("ldm-")}']
 
 
 def refused(r: subprocess.CompletedProcess) -> str: # the one line that a command which refuses its input must leave on stderr

@@ -9,8 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import ImageFolder, Postcards
-from ldm_nb.files import find_pretrained
+from ldm_nb.datasets.folders import ImageFolder
+from ldm_nb.datasets.postcards import Postcards
+from ldm_nb.engine.files import find_pretrained
 
 NAME = 'postcards-text'
 CAPTION = 'a red house on a snowy hill at night'

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from conftest import ROOT
-from ldm_nb.data import Postcards, to_uint8
+from ldm_nb.datasets.images import to_uint8
+from ldm_nb.datasets.postcards import Postcards
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 try: from playwright.sync_api import TimeoutError as PlaywrightTimeout, sync_playwright
@@ -208,9 +209,9 @@ def test_noise_slider_of_chapter_06(page, lab): # WHOLE_CHAPTER=1 pytest ... run
     assert not page.errors, page.errors
 
 
-LAYOUT = ("from ldm_nb.canvas import layout_editor\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.reader import load_reader",
+LAYOUT = ("from ldm_nb.lab.canvas import layout_editor\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.metrics.reader import load_reader",
           "editor = layout_editor(LatentDiffusion.from_pretrained('postcards-layout'), reader=load_reader())\neditor")
-MASK = ("from ldm_nb.canvas import mask_painter\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.data import Postcards",
+MASK = ("from ldm_nb.lab.canvas import mask_painter\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.data import Postcards",
         "painter = mask_painter(LatentDiffusion.from_pretrained('postcards-inpaint'), Postcards(64, 64, seed=3)[40]['image'])\npainter")
 
 

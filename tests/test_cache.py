@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 from ldm_nb.autoencoder import Autoencoder
-from ldm_nb.cache import LatentCache, encode_dataset
+from ldm_nb.engine.cache import LatentCache, encode_dataset
 
 N, SHARD = 96, 16
 
@@ -64,7 +64,7 @@ def shards(folder) -> dict: return {p.name: p.read_bytes() for p in folder.glob(
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory): # a cache that nobody disturbed
+def check_int(tmp_path_factory): # a cache that nobody disturbed
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp('whole')
     assert encode(folder)[1] == N//8

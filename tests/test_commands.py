@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 from conftest import command, refused, run
-from ldm_nb.training import checkpoints
+from ldm_nb.engine.checkpoints import checkpoints
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -38,7 +38,7 @@ def ldm(work, ae): # and a diffusion model of six on top of it
     return work/'ldm'
 
 
-def whole(folder): # what a finished training leaves
+def check_int(folder): # what a finished training leaves
     assert {'config.json', 'model.safetensors', 'checkpoints'} <= {p.name for p in folder.iterdir()}
     assert isinstance(json.loads((folder/'config.json').read_text()), dict)
     w = load_file(folder/'model.safetensors')
@@ -58,16 +58,16 @@ def test_help(words, options):
     assert r.returncode == 0 and not [o for o in options.split() if o not in r.stdout], r.stdout + r.stderr
 
 
-def test_autoencoder(ae): whole(ae)
+def test_autoencoder(ae): check_int(ae)
 
 
-def test_diffusion(ldm): whole(ldm)
+def test_diffusion(ldm): check_int(ldm)
 
 
 def test_reader(work):
     r = run(*TRAIN, 'reader', '--preset', 'tiny', '--steps', 3, '--out', work/'reader')
     assert r.returncode == 0, r.stderr
-    whole(work/'reader')
+    check_int(work/'reader')
 
 
 def test_dry_run_writes_nothing(work):
@@ -96,14 +96,14 @@ def test_resume_of_a_finished_run(ldm, work):
     before = load_file(ldm/'model.safetensors')
     r = run(*TRAIN, 'diffusion', *TINY, '--autoencoder', work/'ae', '--condition', 'text', '--steps', 6, '--out', ldm, '--resume')
     assert r.returncode == 0 and 'resumed at step 6' in r.stdout + r.stderr, r.stdout + r.stderr
-    after = whole(ldm)
+    after = check_int(ldm)
     assert all(torch.equal(v, after[k]) for k, v in before.items())
 
 
 def test_resume_with_nothing_there(work):
     r = run(*TRAIN, 'autoencoder', *TINY, '--steps', 2, '--out', work/'new', '--resume')
     assert r.returncode == 0 and not re.search(r'resumed at step [1-9]', r.stdout + r.stderr), r.stderr
-    whole(work/'new')
+    check_int(work/'new')
 
 
 def start(log, *words): # a training in the background; its output goes to the file `log`
@@ -239,6 +239,6 @@ def test_diffusion_refuses_an_unknown_autoencoder(work):
     assert not (work/'refused').exists()
 
 
-def test_module_form(): # torchrun -m ldm_nb.recipes train ... is the same command
-    r = run(sys.executable, '-m', 'ldm_nb.recipes', 'train', 'autoencoder', '--help')
+def test_module_form(): # torchrun -m ldm_nb.cli.train ... is the same command
+    r = run(sys.executable, '-m', 'ldm_nb.cli.train', 'autoencoder', '--help')
     assert r.returncode == 0 and '--preset' in r.stdout, r.stderr

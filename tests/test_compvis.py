@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from ldm_nb import compvis
+from ldm_nb.interop import compvis
 from ldm_nb.autoencoder import Autoencoder
-from ldm_nb.compvis import first_stage_keys, load_compvis, text_keys, unet_keys
-from ldm_nb.conditioning import TokenTransformer
+from ldm_nb.interop.compvis import first_stage_keys, load_compvis, text_keys, unet_keys
+from ldm_nb.text import TokenTransformer
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.published import CONDITIONERS, FIRST_STAGES, UNETS, clip_text, paper_model
+from ldm_nb.paper.published import CONDITIONERS, FIRST_STAGES, UNETS, clip_text, paper_model
 from ldm_nb.unet import Cond, UNet
 from safetensors.torch import save_file
 from torch import nn
@@ -421,7 +421,7 @@ def words(n): # a tokenizer, as far as it is asked
 
 def state_of(model): # all that decides what a model computes, but its weights
     e = model.embedder
-    return (model.net.config, model.autoencoder.config, model.schedule.config, model.kind, model.size, model.stops, e and (type(e), e.config),
+    return (model.net.config, model.autoencoder.config, model.schedule.config, model.prediction_type, model.size, model.sampling, e and (type(e), e.config),
             [m.heads for m in model.net.modules() if hasattr(m, 'heads')], model.autoencoder.latent_scale.tolist())
 
 
@@ -445,7 +445,7 @@ def test_every_released_model_loads_whole(tmp_path, name):
         warnings.simplefilter('always')
         by_yaml = load_compvis(tmp_path/'model.ckpt', LDM[name], tokenizer=words(30522))
     assert known(state_of(by_name)) == known(state_of(by_yaml))
-    assert by_name.source['weights'] == 'ema' and by_name.stops == {}
+    assert by_name.source['weights'] == 'ema' and by_name.sampling == {}
     assert [str(w.message) for w in seen if 'channels a head' in str(w.message)] == [str(w.message) for w in seen]
     assert bool(seen) == (name in ONE_HEAD) and (not seen or f'the network of {name}' in str(seen[0].message))
     if name in ONE_HEAD: assert {m.heads for m in by_yaml.net.modules() if hasattr(m, 'heads')} == {1}
@@ -533,7 +533,7 @@ def test_the_same_numbers_as_the_published_modules(saved, name):
     want = first_stage.decode(z)
     assert (ours.autoencoder.decode(scale*(h.chunk(2, 1)[0] if ours.autoencoder.codebook is None else h)) - want).abs().max() <= 1e-5 and want.std() > .01
     abar = schedule(p['linear_start'], p['linear_end'])['alphas_cumprod']
-    assert (ours.schedule.abar - abar).abs().max() <= 1e-6 and ours.kind == p.get('parameterization', 'eps') and ours.size == 32
+    assert (ours.schedule.abar - abar).abs().max() <= 1e-6 and ours.prediction_type == p.get('parameterization', 'eps') and ours.size == 32
 
 
 @torch.no_grad()

@@ -3,10 +3,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ldm_nb.conditions import NEEDS
+from ldm_nb.paper.conditions import NEEDS
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import CLASSES, Postcards, render
-from ldm_nb.recipes import dry_run, sample_command, train_command
+from ldm_nb.datasets.postcards import Postcards
+from ldm_nb.datasets.scenes import CLASSES, render
+from ldm_nb.cli.estimate import dry_run
+from ldm_nb.cli.sample import main as sample_command
+from ldm_nb.cli.train import main as train_command
 
 BOXES = 'house .2 .4 .5 .8, tree .6 .5 .7 .9'
 

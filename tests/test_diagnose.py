@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, refused, run
 from safetensors.torch import load_file, save_file
 
-CODE = 'from ldm_nb.diagnose import diagnose_command; diagnose_command()'
+CODE = 'from ldm_nb.cli.diagnose import main as diagnose_command; diagnose_command()'
 
 
 def diagnose(*words): return run(sys.executable, '-c', CODE, *words, cwd=ROOT)

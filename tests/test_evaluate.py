@@ -8,12 +8,13 @@ import pytest
 import torch
 from conftest import refused, run
 from ldm_nb.autoencoder import load_autoencoder
-from ldm_nb.conditions import make_unet
+from ldm_nb.paper.conditions import make_unet
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.evaluate import embed, evaluate_command, inception_features
+from ldm_nb.cli.evaluate import main as evaluate_command
+from ldm_nb.metrics.distances import embed, inception_features
 from PIL import Image
 
-EVALUATE = [sys.executable, '-m', 'ldm_nb.evaluate']
+EVALUATE = [sys.executable, '-m', 'ldm_nb.cli.evaluate']
 TINY = ['--model', 'postcards-text', '--n', 24, '--steps', 2, '--device', 'cpu']
 
 

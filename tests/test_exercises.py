@@ -11,12 +11,16 @@ import torch
 import torch.nn.functional as F
 from conftest import run
 
-from ldm_nb import checks, conditioning, data, diffusion, diffusion_checks, evaluate, first_checks, layers, losses, samplers, training
+from ldm_nb import attention as conditioning, diffusion, layers, losses, samplers, training
+from ldm_nb.course import checks, checks as diffusion_checks, checks as first_checks
+from ldm_nb.datasets import postcards as data
+from ldm_nb.metrics import evaluate
 from ldm_nb.autoencoder import Codebook, Codes, Gaussian
-from ldm_nb.core import ItemNoise
-from ldm_nb.editing import cut_sigmas
-from ldm_nb.grading import (BEGIN, END, STUB, chapters, exercises, holds_answers, main, read_notebook, source, student_notebook, without_solution,
-                            write_student)
+from ldm_nb.engine.seeds import ItemNoise
+from ldm_nb.samplers import cut_sigmas
+from ldm_nb.course.grading import (
+    BEGIN, END, STUB, chapters, exercises, holds_answers, main, read_notebook, source,
+    student_notebook, without_solution, write_student)
 
 MAIN = '01_data 02_reader 03_layers 04_autoencoder 05_losses 06_diffusion 07_unet 08_conditioning 09_samplers 10_training 11_core 12_evaluate'.split()
 CHECKS = {'15_first_checks': first_checks, '15a_diffusion_checks': diffusion_checks, '15b_checks': checks}
@@ -89,7 +93,7 @@ OWN = dict(
     to_float=data.to_float, block_mean=data.downsample, cross_entropy=F.cross_entropy, group_norm=lambda h, g, eps: layers.norm(h.shape[1], g, eps)(h),
     timestep_embedding=layers.timestep_embedding, gaussian_sample=lambda m, lv, eps: Gaussian(m, lv).sample(eps), kl=lambda m, lv: Gaussian(m, lv).kl(),
     quantize=quantized, hinge=losses.hinge_loss, adaptive_weight=losses.adaptive_weight, codebook_loss=codebook_loss,
-    perceptual=losses.FeatureDistance(lambda x: [x]).forward, abar=lambda T, lo, hi: diffusion.Schedule('linear', lo, hi, T).abar,
+    perceptual=losses.FeatureDistance(lambda x: [x]).forward, abar=lambda T, lo, hi: diffusion.Schedule('scaled_linear', lo, hi, T).abar,
     q_sample=lambda a, z0, t, eps: diffusion.q_sample(Levels(a), z0, t, eps), draw_t=diffusion.draw_t,
     from_v=lambda z, v, a: (diffusion.to_z0('v', v, z, a.flatten()), diffusion.to_eps('v', v, z, a.flatten())),
     diffusion_loss=lambda net, z0, t, eps, a: diffusion.DiffusionLoss(Levels(a))(lambda z, t, c: net(z, t), z0, None, t, eps),
@@ -198,7 +202,7 @@ def test_grading(edition, root, tmp_path):
     q.write_text(json.dumps(nb))
     (tmp_path/'04_autoencoder.ipynb').write_text('{"cells": 3')
     words = 'grade', tmp_path, '--seconds', '4', '--json', tmp_path/'grades.json', '--nbs', root/'nbs'
-    r = run(sys.executable, '-m', 'ldm_nb.grading', *words, PYTHONPATH=str(root))
+    r = run(sys.executable, '-m', 'ldm_nb.course.grading', *words, PYTHONPATH=str(root))
     assert r.returncode == 0, r.stderr
     got = {g['exercise']: (g['result'], g['hint']) for g in json.loads((tmp_path/'grades.json').read_text())}
     assert got['abar'] == got['one_call'] == ('passed', '') and got['group_norm'] == ('not written yet', '')

@@ -7,9 +7,10 @@ import lpips
 import pytest
 import torch
 import torchvision
-from ldm_nb import recipes
+from ldm_nb.cli import recipes
 from ldm_nb.losses import load_lpips
-from ldm_nb.recipes import train_autoencoder, train_command
+from ldm_nb.cli.recipes import train_autoencoder
+from ldm_nb.cli.train import main as train_command
 
 # 2,048 codes and 1,600 latents between restarts: some are always dead
 EVERYTHING = dict(data='postcards', preset='tiny', regulariser='vq', codes=2048, restarts=25, perceptual='reader', adversary_start=60, adversary_warmup=30,

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 import torch
 from conftest import run
-from ldm_nb.pretrained import save_diffusers
+from ldm_nb.interop.pipelines import save_diffusers
 from ldm_nb.autoencoder import Autoencoder
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.unet import UNet

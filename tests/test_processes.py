@@ -105,7 +105,7 @@ def test_autocast_is_the_same_where_weights_are_shared_out(ddp, fsdp):
 
 
 def test_a_run_on_two_writes_once(tmp_path):
-    words = ['-m', 'ldm_nb.recipes', 'train', 'autoencoder', '--preset', 'tiny', '--steps', 20, '--device', 'cpu', '--precision', 'fp32', '--log-every', 5,
+    words = ['-m', 'ldm_nb.cli.train', 'autoencoder', '--preset', 'tiny', '--steps', 20, '--device', 'cpu', '--precision', 'fp32', '--log-every', 5,
              '--adversary-start', 8, '--adversary-warmup', 4, '--quiet', '--out']
     r = run(*TORCHRUN, *words, tmp_path/'two', cwd=ROOT, OMP_NUM_THREADS='1')
     assert r.returncode == 0, r.stderr[-3000:]
@@ -121,7 +121,7 @@ def test_a_run_on_two_writes_once(tmp_path):
 
 def test_a_command_under_fsdp_writes_once_and_goes_on_alone(tmp_path):
     blocks = ['--fsdp_auto_wrap_policy', 'TRANSFORMER_BASED_WRAP', '--fsdp_transformer_layer_cls_to_wrap', 'Step']      # gathered one by one
-    words = ['-m', 'ldm_nb.recipes', 'train', 'diffusion', '--preset', 'tiny', '--steps', 6, '--save-every', 3, '--device', 'cpu', '--precision', 'fp32',
+    words = ['-m', 'ldm_nb.cli.train', 'diffusion', '--preset', 'tiny', '--steps', 6, '--save-every', 3, '--device', 'cpu', '--precision', 'fp32',
              '--checkpointing', '--channels-last', '--compile', '--quiet', '--out', tmp_path/'ldm']
     r = run(*LAUNCH, *blocks, *words, cwd=ROOT, OMP_NUM_THREADS='1')
     assert r.returncode == 0, r.stderr[-3000:]
@@ -140,7 +140,7 @@ def test_a_command_under_fsdp_writes_once_and_goes_on_alone(tmp_path):
 
 @pytest.mark.parametrize('given, says', [(['--adversary-start', 2], 'without --use_fsdp.*no --adversary-start'), ([], '--fsdp_version 2')])
 def test_what_fsdp_does_not_do_is_refused(tmp_path, given, says):
-    words = ['-m', 'ldm_nb.recipes', 'train', 'autoencoder', '--preset', 'tiny', '--steps', 4, '--device', 'cpu', '--out', tmp_path/'ae', *given]
+    words = ['-m', 'ldm_nb.cli.train', 'autoencoder', '--preset', 'tiny', '--steps', 4, '--device', 'cpu', '--out', tmp_path/'ae', *given]
     r = run(*LAUNCH[:len(LAUNCH) if given else -2], *words, cwd=ROOT, OMP_NUM_THREADS='1')
     assert r.returncode and re.search(f'error in process [01]: .*{says}', r.stderr), r.stderr[-2000:]
     assert not (tmp_path/'ae'/'checkpoints').exists()
@@ -154,7 +154,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path):
 
 
 def test_codes_that_start_again_are_refused_on_two(tmp_path):
-    words = ['-m', 'ldm_nb.recipes', 'train', 'autoencoder', '--preset', 'tiny', '--regulariser', 'vq', '--steps', 4, '--device', 'cpu', '--out', tmp_path/'vq']
+    words = ['-m', 'ldm_nb.cli.train', 'autoencoder', '--preset', 'tiny', '--regulariser', 'vq', '--steps', 4, '--device', 'cpu', '--out', tmp_path/'vq']
     r = run(*TORCHRUN, *words, cwd=ROOT, OMP_NUM_THREADS='1')
     assert r.returncode and re.search(r'error in process [01]: .*--restarts 0', r.stderr), r.stderr[-2000:]
 
@@ -164,7 +164,7 @@ import atexit, multiprocessing.util, sys
 kept = []
 if 'let go' in sys.argv: atexit.register(kept.clear)         # after torch's own end, before that of the processes
 import torch
-from ldm_nb.training import feed
+from ldm_nb.engine.feeding import feed
 kept.append(feed(lambda step, part: torch.arange(4)[part] + step, [slice(0, 4)], 10**6, workers=1))
 print(next(kept[0]).tolist(), flush=True)
 if 'an error' in sys.argv: raise RuntimeError('an error')

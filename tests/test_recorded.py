@@ -3,9 +3,9 @@ recorded function again, which tries everything but the graph."""
 import json
 import pytest
 import torch
-from ldm_nb import recipes
+from ldm_nb.cli import recipes
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.training import Recorded, call_again, cuda_graph
+from ldm_nb.fast.graphs import CUDAGraphed, call_again, cuda_graph
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 HOW = cuda_graph if DEVICE == 'cuda' else call_again
@@ -16,7 +16,7 @@ def losses(out, condition, monkeypatch, recorded):
     def make_trainer(*args, record, **kwargs):
         trainers.append(t := make(*args, record=record, **kwargs))
         assert record and (t.recorded is not None) == (DEVICE == 'cuda')
-        t.recorded = Recorded(t.gradient, HOW) if recorded else None
+        t.recorded = CUDAGraphed(t.gradient, HOW) if recorded else None
         return t
     with monkeypatch.context() as m:
         m.setattr(recipes, 'make_trainer', make_trainer)

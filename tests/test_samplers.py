@@ -5,7 +5,8 @@ import diffusers
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
-from ldm_nb.diffusion import Denoiser, Mixture, Schedule, betas
+from ldm_nb.diffusion import Denoiser, Schedule, betas
+from ldm_nb.oracle import Mixture
 from ldm_nb.samplers import SAMPLERS, SPACINGS, sampling_sigmas, sampling_steps
 
 PAIRS = [(.0015, .0195), (.00085, .012)] # start and end of beta: faces, bedrooms, ImageNet; text-to-image
@@ -99,7 +100,7 @@ def test_trajectory(case, guess, pair, steps, monkeypatch, record_property):
     "Their schedulers as they come, with tables in float32; our sigmas in float64."
     schedule = Schedule(start=pair[0], end=pair[1])
     net, unit = Bounded(schedule, guess()), torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    sigmas = sampling_sigmas(schedule.sigma, steps, last=CASES[case][4])
+    sigmas = sampling_sigmas(schedule.sigma, steps, final_sigma=CASES[case][4])
     _, peer = theirs(case, pair, steps, net, unit, monkeypatch)
     mine = ours(case, schedule, sigmas, net, unit)
     assert len(mine) == steps and max(z.abs().max() for z in mine) < 1e3
@@ -119,7 +120,7 @@ def test_trajectory_in_float64(case, monkeypatch): # where the peer lets its tab
         self.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if kwargs['set_alpha_to_one'] else schedule.abar[0]
     monkeypatch.setattr(getattr(diffusers, CASES[case][2]), '__init__', exact)
     _, peer = theirs(case, PAIRS[0], 20, net, unit, monkeypatch)
-    assert max(gaps(ours(case, schedule, sampling_sigmas(schedule.sigma, 20, last=CASES[case][4]), net, unit), peer)) < 1e-10
+    assert max(gaps(ours(case, schedule, sampling_sigmas(schedule.sigma, 20, final_sigma=CASES[case][4]), net, unit), peer)) < 1e-10
 
 
 @pytest.mark.parametrize('pair', PAIRS, ids=str)
@@ -154,14 +155,14 @@ def test_exactly_as_many_steps_as_asked(name):
     sigma, z = Schedule().sigma, torch.ones(1, 2, dtype=torch.float64)
     for n in (1, 2, 3, 9, 36, 111, 333, 400, 777):
         for last in (None, 0.):
-            sigmas = sampling_sigmas(sigma, n, last=last)
+            sigmas = sampling_sigmas(sigma, n, final_sigma=last)
             walk = list(SAMPLERS[name](lambda z, s: z/(1 + s**2), z*sigmas[0], sigmas))
             assert len(walk) == n and all(torch.isfinite(v).all() for pair in walk for v in pair), (name, n, last)
 
 
 @pytest.mark.parametrize('pair', [*PAIRS, (.0015, .0155), (.0015, .0205)], ids=str)
 def test_zero_terminal_snr(pair):
-    b = betas('linear', *pair, 1000)
+    b = betas('scaled_linear', *pair, 1000)
     peer = (1 - rescale_zero_terminal_snr(b.clone())).cumprod(0)
     schedule = Schedule(start=pair[0], end=pair[1], zero_snr=True)
     assert (schedule.abar[:-1] - peer[:-1]).abs().max() < 1e-12 and (schedule.abar[:-1]/peer[:-1] - 1).abs().max() < 1e-6

@@ -3,10 +3,11 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
-from ldm_nb.conditioning import conditional_unet
+from ldm_nb.attention import conditional_unet
 from ldm_nb.layers import Down
-from ldm_nb.components import load_component, unet_from_diffusers
-from ldm_nb.published import paper_model
+from ldm_nb.interop.components import load_component
+from ldm_nb.interop.unets import unet_from_diffusers
+from ldm_nb.paper.published import paper_model
 from ldm_nb.unet import Cond, UNet
 from torch import nn
 
@@ -170,7 +171,7 @@ def small(context_dim=None, **more): # a network of ours, all weights random
     return net
 
 
-KINDS = [dict(), dict(scale_shift=True, resblock_updown=True), dict(context_dim=20, depth=2), dict(vector_dim=6)]
+PREDICTION_TYPES = [dict(), dict(scale_shift=True, resblock_updown=True), dict(context_dim=20, depth=2), dict(vector_dim=6)]
 
 
 def question(net): # z, t, c
@@ -178,7 +179,7 @@ def question(net): # z, t, c
     return torch.randn(2, 4, 16, 16), torch.tensor([3, 800]), c
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', PREDICTION_TYPES)
 def test_checkpointing_changes_no_bit(kind):
     net, found = small(**kind, dropout=.2).train(), []
     z, t, c = question(net)
@@ -196,7 +197,7 @@ def test_checkpointing_changes_no_bit(kind):
     assert not torch.equal(net(z, t, c), found[0][0]) # there was dropout to get wrong
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', PREDICTION_TYPES)
 def test_channels_last_gives_the_same(kind):
     net = small(**kind).eval()
     z, t, c = question(net)

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ldm_nb import winograd
-from ldm_nb.conditioning import CrossAttention
+from ldm_nb.fast import winograd
+from ldm_nb.attention import CrossAttention
 from ldm_nb.unet import UNet
-from ldm_nb.winograd import ApartLinear, PixelLinear, WinogradConv2d, compile_network, for_cpu
+from ldm_nb.fast.compile import compile_network
+from ldm_nb.fast.winograd import ApartLinear, PixelLinear, WinogradConv2d, for_cpu
 
 pytestmark = pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='no C++ compiler')
 

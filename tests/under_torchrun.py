@@ -5,10 +5,13 @@ import sys
 
 import torch
 from ldm_nb.autoencoder import Autoencoder
-from ldm_nb.conditions import make_embedder, make_unet
+from ldm_nb.paper.conditions import make_embedder, make_unet
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.recipes import diffusion_loss, trained_parts
-from ldm_nb.training import Draws, Trainer, batch_indices, feed, gathered, generator, make_accelerator
+from ldm_nb.cli.recipes import diffusion_loss, trained_parts
+from ldm_nb.engine.distributed import gathered, make_accelerator
+from ldm_nb.engine.feeding import feed
+from ldm_nb.engine.seeds import SampleRNG, batch_indices, generator
+from ldm_nb.training import Trainer
 
 BATCH = 8
 
@@ -19,13 +22,13 @@ def small(dtype) -> tuple: # (trained parts, loss, batch) of a model whose every
     embedder = make_embedder('text', dict(caption=[]), ae, dim=16, depth=1, pooled=True)
     net = make_unet(embedder, ae.z_ch, ch=16, groups=4, heads=2)
     torch.nn.init.normal_(net.conv_out.weight, 0, .05)                         # it starts at 0, and would let no gradient through
-    ldm = LatentDiffusion(ae, net, embedder, kind='v').to(dtype).train()
+    ldm = LatentDiffusion(ae, net, embedder, prediction_type='v').to(dtype).train()
     if int(os.environ.get('RANK', 0)):                                         # another start must not matter: the first process's counts
         with torch.no_grad(): torch._foreach_add_(list(ldm.parameters()), 1.)
     captions = embedder.prepare(['a red house at night', 'a summer hill', 'sunset, snowy, blue house, clouds', 'a spring landscape at dawn']*8)
     latents = torch.randn(32, 4, 8, 8, generator=generator(5), dtype=dtype)
     def batch(step, part):
-        i, draws = batch_indices(32, BATCH, 0, step)[part], Draws(generator(0, 8, step), BATCH, part)
+        i, draws = batch_indices(32, BATCH, 0, step)[part], SampleRNG(generator(0, 8, step), BATCH, part)
         t = draws.each(lambda n, rng: torch.randint(1000, (n,), generator=rng))
         return latents[i], t, draws((len(i), 4, 8, 8)).to(dtype), captions[i]
     return trained_parts(ldm), diffusion_loss(ldm), batch

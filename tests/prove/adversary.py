@@ -10,18 +10,18 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import torch
 from ldm_nb.autoencoder import load_autoencoder
-from ldm_nb.files import atomic_path
-from ldm_nb.reader import load_reader
-from ldm_nb.recipes import train_autoencoder
-from ldm_nb.reconstruction import measure_reconstruction
-from ldm_nb.runs import load_images
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.metrics.reader import load_reader
+from ldm_nb.cli.recipes import train_autoencoder
+from ldm_nb.metrics.reconstruction import measure_reconstruction
+from ldm_nb.datasets.sources import load_images
 
 SETTINGS = dict(data='postcards', init='ae-kl-f8', f=8, n=20000, crop=64, batch_size=8, lr=3e-4, steps=450, save_every=50, device='cpu', precision='bf16')
-KINDS = {'without': {}} | {f'{strength}{start}': dict(adversary_start=150, adversary_warmup=warmup, adversary_weight=weight)
+PREDICTION_TYPES = {'without': {}} | {f'{strength}{start}': dict(adversary_start=150, adversary_warmup=warmup, adversary_weight=weight)
                           for strength, weight in (('', .3), ('strong-', 1.)) for start, warmup in (('warm', 150), ('cold', 0))}
 FINE = dict(SETTINGS, init='ae-kl-f4', f=4, crop=48, lr=2e-4, steps=900, save_every=300, pixel_loss='l2')
 FINE_KINDS = {'without': {}, 'warm': dict(adversary_start=300, adversary_warmup=300, adversary_weight=.05)}
-FIRST = {'ae-kl-f8': (SETTINGS, KINDS, 'adversary'), 'ae-kl-f4': (FINE, FINE_KINDS, 'adversary-f4')}
+FIRST = {'ae-kl-f8': (SETTINGS, PREDICTION_TYPES, 'adversary'), 'ae-kl-f4': (FINE, FINE_KINDS, 'adversary-f4')}
 
 def train(folder: Path, seed: int, settings: dict, adversary: dict):
     if (folder/'config.json').is_file(): return

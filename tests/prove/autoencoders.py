@@ -9,11 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import torch
 from ldm_nb.autoencoder import load_autoencoder
-from ldm_nb.files import atomic_path, load_model
-from ldm_nb.reader import load_reader
-from ldm_nb.recipes import train_autoencoder
-from ldm_nb.reconstruction import measure_reconstruction
-from ldm_nb.runs import load_images
+from ldm_nb.engine.files import atomic_path, load_model
+from ldm_nb.metrics.reader import load_reader
+from ldm_nb.cli.recipes import train_autoencoder
+from ldm_nb.metrics.reconstruction import measure_reconstruction
+from ldm_nb.datasets.sources import load_images
 
 EQUAL = [f'kl-f{f}-c4' for f in (2, 4, 8, 16, 32)]
 TAB8 = ['kl-f2-c2', 'kl-f4-c3', 'kl-f16-c16', 'vq-f4-c3', 'vq-f8-c4']

@@ -7,7 +7,7 @@
 UNet: 6.3 M parameters, attention at both levels, batch 8 of 4x16x16, 77 tokens. First stage: f=8, 4 pictures of 128x128. A sample: four captions, 50 DDIM
 steps, guidance 7.5, decoded, from text to pictures. "Kept" is a process that keeps the memory it frees (`keep_memory`), which `ldm.compile()` and the
 commands ask for by themselves; bfloat16 is there where the machine multiplies it in hardware (of a training step: autocast, on a GPU alone). "Graphs" is
-compiled and recorded as CUDA graphs: theirs by PyTorch (mode reduce-overhead), ours as `ldm.compile()` and `ldm-train --compile` do it on a GPU (`Recorded`;
+compiled and recorded as CUDA graphs: theirs by PyTorch (mode reduce-overhead), ours as `ldm.compile()` and `ldm-train --compile` do it on a GPU (`CUDAGraphed`;
 of encoder and decoder PyTorch). Compiled or recorded, a training step has the fused AdamW, on both sides. A ratio is the median of the ratios of neighbours
 in time; memory is the peak of a process of its own."""
 import argparse, contextlib, json, os, platform, re, shlex, statistics, subprocess, sys, tempfile, time
@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-from ldm_nb.conditioning import remember
-from ldm_nb.cost import this_machine
-from ldm_nb.files import atomic_path
-from ldm_nb.pretrained import load_diffusers
-from ldm_nb.training import Recorded, has_fast_bf16, keep_memory
+from ldm_nb.attention import cache_context
+from ldm_nb.engine.cost import this_machine
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.interop.pipelines import load_diffusers
+from ldm_nb.engine.devices import has_fast_bf16, keep_memory
+from ldm_nb.fast.graphs import CUDAGraphed
 from ldm_nb.unet import Cond
-from ldm_nb.winograd import compile_network
+from ldm_nb.fast.compile import compile_network
 
 CAPTIONS, STEPS, GUIDANCE = ['a red house', 'a lake at dusk', 'snow', 'two trees'], 50, 7.5
 
@@ -67,7 +68,7 @@ def training(answer, net, z, noise, half=False, fused=None, record=False): # as 
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.)
         return loss.detach(), [p.grad for p in params]
-    how = Recorded(gradient) if record else gradient
+    how = CUDAGraphed(gradient) if record else gradient
     def step():
         loss, grads = how(z, noise)
         for p, g in zip(params, grads): p.grad = g
@@ -119,7 +120,7 @@ def call_of(row, way, folder, device): # a function without arguments
 
 @torch.no_grad()
 def remembering(ldm, z, t, context): # as a sample does it: keys and values before the first step
-    kept = remember(Cond(context=context))
+    kept = cache_context(Cond(context=context))
     kept.context.ask(ldm.net)
     return lambda: ldm.answer(z, t, kept)
 

@@ -8,14 +8,17 @@ import argparse, json, platform, statistics, tempfile, time
 from pathlib import Path
 import torch
 from ldm_nb.autoencoder import load_autoencoder
-from ldm_nb.cache import encode_dataset
-from ldm_nb.conditions import make_embedder, make_unet, training_rows
-from ldm_nb.data import to_float
+from ldm_nb.engine.cache import encode_dataset
+from ldm_nb.paper.conditions import make_embedder, make_unet, training_rows
+from ldm_nb.datasets.images import to_float
 from ldm_nb.diffusion import DiffusionLoss, Schedule, draw_t
-from ldm_nb.files import atomic_path, find_pretrained, weights_hash
-from ldm_nb.pretrained import paper_model
-from ldm_nb.runs import load_images, settle
-from ldm_nb.training import EMA, batch_indices, generator, pick_device
+from ldm_nb.engine.files import atomic_path, find_pretrained, weights_hash
+from ldm_nb.paper.published import paper_model
+from ldm_nb.datasets.sources import load_images
+from ldm_nb.engine.presets import resolve_config
+from ldm_nb.engine.devices import pick_device
+from ldm_nb.engine.seeds import batch_indices, generator
+from ldm_nb.training import EMA
 
 OURS, PAPER = 'on the fly, ae-kl-f4', 'on the fly, kl-f4 of the paper'
 
@@ -73,7 +76,7 @@ def measure(kinds: dict, rounds: int, warm: int, slow: int) -> dict: # name -> S
 
 def main(a):
     started, device = time.time(), pick_device(a.device)
-    s = settle('diffusion', 'laptop', n=a.n or (2000 if a.quick else None), seed=a.seed)
+    s = resolve_config('diffusion', 'laptop', n=a.n or (2000 if a.quick else None), seed=a.seed)
     rounds, warm, slow = a.rounds or (6 if a.quick else 200), 2 if a.quick else 10, 3 if a.quick else 10
     images, ae = load_images('postcards', s['size'], s['n'], s['seed']), load_autoencoder('ae-kl-f4')
     with tempfile.TemporaryDirectory() as tmp:

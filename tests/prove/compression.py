@@ -13,18 +13,22 @@ from pathlib import Path
 import torch
 from torch import nn
 from ldm_nb.autoencoder import load_autoencoder
-from ldm_nb.conditions import make_embedder, make_unet, training_rows
+from ldm_nb.paper.conditions import make_embedder, make_unet, training_rows
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.cost import count_flops, on_paper
-from ldm_nb.data import to_float
+from ldm_nb.engine.cost import count_flops, on_paper
+from ldm_nb.datasets.images import to_float
 from ldm_nb.diffusion import DiffusionLoss, Schedule, draw_t
-from ldm_nb.evaluate import Seen, embed, judge_text, kid, fid, reader_features
-from ldm_nb.files import atomic_path
-from ldm_nb.reader import load_reader
-from ldm_nb.reconstruction import mean_psnr
-from ldm_nb.recipes import train_autoencoder, trained_parts, with_parts
-from ldm_nb.runs import load_images
-from ldm_nb.training import Draws, Trainer, batch_indices, generator, keep_memory, make_accelerator
+from ldm_nb.metrics.distances import Seen, embed, kid, fid, reader_features
+from ldm_nb.metrics.judges import judge_text
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.metrics.reader import load_reader
+from ldm_nb.metrics.reconstruction import mean_psnr
+from ldm_nb.cli.recipes import train_autoencoder, trained_parts, with_parts
+from ldm_nb.datasets.sources import load_images
+from ldm_nb.engine.devices import keep_memory
+from ldm_nb.engine.distributed import make_accelerator
+from ldm_nb.engine.seeds import SampleRNG, batch_indices, generator
+from ldm_nb.training import Trainer
 from ldm_nb.unet import Cond
 
 POINTS = ('kl-f1', 'kl-f2', 'kl-f4', 'kl-f8', 'kl-f16', 'vq-f4', 'vq-f8')
@@ -71,7 +75,7 @@ def build(point: str, work: Path, first_steps: int, images: dict):
     return LatentDiffusion(ae, net.to(memory_format=torch.channels_last), embedder, Schedule(), 'v')
 
 def objective(ldm): # the loss of chapter 06, of scaled latents
-    loss = DiffusionLoss(ldm.schedule, ldm.kind)
+    loss = DiffusionLoss(ldm.schedule, ldm.prediction_type)
     return lambda model, batch, draws: loss(model['net'], batch[0], model['embedder'](batch[3], draws), *batch[1:3]).mean()
 
 @torch.no_grad()
@@ -79,7 +83,7 @@ def batches(ldm, images, seed: int): # every picture is encoded once, which is n
     rows, n = training_rows(ldm.embedder, images, ldm.autoencoder), BATCH[ldm.autoencoder.f]
     kept = torch.cat([ldm.autoencoder.encode(to_float(part)) for part in images['image'].split(64)])
     def batch(step, part):
-        i, draws = batch_indices(len(kept), n, seed, step)[part], Draws(generator(seed, 8, step), n, part)
+        i, draws = batch_indices(len(kept), n, seed, step)[part], SampleRNG(generator(seed, 8, step), n, part)
         return kept[i], draws.each(lambda k, rng: draw_t(k, 1000, rng, .75)), draws(kept[i].shape), rows(i, draws)
     return batch, n
 

@@ -12,10 +12,14 @@ import numpy as np
 import torch
 from scipy.ndimage import label
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import CLASSES, to_float, to_uint8
-from ldm_nb.evaluate import Measured, Seen, Tally, compare, embed, fid, held_out, jackknife, judge_text, reader_features, segment
-from ldm_nb.files import atomic_path, find_pretrained, weights_hash
-from ldm_nb.reader import load_reader
+from ldm_nb.datasets.images import to_float, to_uint8
+from ldm_nb.datasets.scenes import CLASSES
+from ldm_nb.metrics.distances import Seen, compare, embed, fid, reader_features
+from ldm_nb.metrics.evaluate import held_out
+from ldm_nb.metrics.intervals import Measured, Tally, jackknife
+from ldm_nb.metrics.judges import judge_text, segment
+from ldm_nb.engine.files import atomic_path, find_pretrained, weights_hash
+from ldm_nb.metrics.reader import load_reader
 
 CHUNK = 100 # pictures that share one call, and so one seed
 

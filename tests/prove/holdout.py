@@ -13,12 +13,14 @@ import torch
 from einops import rearrange
 from PIL import Image
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.cost import this_machine
-from ldm_nb.data import HOUSES, SEASON_WORDS, SEASONS, TIME_WORDS, TIMES, on_a_hill, random_scene, render, to_float, to_uint8
-from ldm_nb.files import atomic_path
-from ldm_nb.reader import load_reader, read
-from ldm_nb.recipes import train_diffusion
-from ldm_nb.training import pick_device
+from ldm_nb.engine.cost import this_machine
+from ldm_nb.datasets.captions import SEASON_WORDS, TIME_WORDS, on_a_hill
+from ldm_nb.datasets.images import to_float, to_uint8
+from ldm_nb.datasets.scenes import HOUSES, SEASONS, TIMES, random_scene, render
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.metrics.reader import load_reader, read
+from ldm_nb.cli.recipes import train_diffusion
+from ldm_nb.engine.devices import pick_device
 
 COLOURS = HOUSES[1:]
 HELD = dict(red='winter', yellow='autumn', blue='summer', white='spring') # every colour lacks one season, every season one colour

@@ -13,11 +13,17 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from skimage.restoration import inpaint_biharmonic
-from ldm_nb.core import ItemNoise, LatentDiffusion
-from ldm_nb.data import Postcards, random_mask, render, to_float
-from ldm_nb.evaluate import Tally, embed, fid, frechet, held_out, reader_features, wilson
-from ldm_nb.files import atomic_path, find_pretrained, weights_hash
-from ldm_nb.reader import load_reader, read
+from ldm_nb.core import LatentDiffusion
+from ldm_nb.engine.seeds import ItemNoise
+from ldm_nb.datasets.images import to_float
+from ldm_nb.datasets.masks import random_mask
+from ldm_nb.datasets.postcards import Postcards
+from ldm_nb.datasets.scenes import render
+from ldm_nb.metrics.distances import embed, fid, reader_features
+from ldm_nb.metrics.evaluate import frechet, held_out
+from ldm_nb.metrics.intervals import Tally, wilson
+from ldm_nb.engine.files import atomic_path, find_pretrained, weights_hash
+from ldm_nb.metrics.reader import load_reader, read
 from ldm_nb.samplers import pairs
 
 MODELS = ('postcards-inpaint', 'postcards')

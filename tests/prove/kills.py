@@ -6,12 +6,12 @@ must be those of the run that nobody touched, bit for bit, and every checkpoint 
 import argparse, json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 import torch
-from ldm_nb.files import atomic_path
-from ldm_nb.training import checkpoints
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.engine.checkpoints import checkpoints
 from safetensors.torch import load_file
 
 STEPS = 300
-WORDS = [sys.executable, '-m', 'ldm_nb.recipes', 'train', 'diffusion', '--data', 'postcards', '--preset', 'tiny', '--condition', 'text',
+WORDS = [sys.executable, '-m', 'ldm_nb.cli.train', 'diffusion', '--data', 'postcards', '--preset', 'tiny', '--condition', 'text',
          '--steps', str(STEPS), '--seed', '3', '--device', 'cpu', '--precision', 'fp32', '--log-every', '1', '--save-every', '25',
          '--tracker', 'none', '--quiet', '--out']
 

@@ -7,9 +7,10 @@ import torch
 from transformers import CLIPTokenizer
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.diffusion import Schedule
-from ldm_nb.encoders import FrozenText
-from ldm_nb.files import atomic_path
-from ldm_nb.pretrained import paper_model, save_diffusers
+from ldm_nb.interop.embedders import FrozenText
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.interop.pipelines import save_diffusers
+from ldm_nb.paper.published import paper_model
 
 READ = '''
 import re, sys, time
@@ -37,7 +38,7 @@ def write(folder: Path): # a Stable Diffusion v1, all weights random
     text = FrozenText.of(paper_model('sd-v1/conditioner'), CLIPTokenizer(str(folder/'vocab.json'), str(folder/'merges.txt'), model_max_length=77))
     ae = paper_model('kl-f8')
     ae.latent_scale.fill_(.18215)
-    save_diffusers(LatentDiffusion(ae, paper_model('sd-v1'), text, Schedule('linear', .00085, .012), size=512, stops={}), folder/'sd')
+    save_diffusers(LatentDiffusion(ae, paper_model('sd-v1'), text, Schedule('scaled_linear', .00085, .012), size=512, sampling={}), folder/'sd')
     return folder/'sd'
 
 

@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import CLASSES, render, to_uint8, Postcards
-from ldm_nb.evaluate import segment
-from ldm_nb.files import atomic_path
-from ldm_nb.reader import load_reader
+from ldm_nb.datasets.images import to_uint8
+from ldm_nb.datasets.postcards import Postcards
+from ldm_nb.datasets.scenes import CLASSES, render
+from ldm_nb.metrics.judges import segment
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.metrics.reader import load_reader
 from ldm_nb.samplers import dpmpp_2m
-from ldm_nb.tiles import decode_large
-from ldm_nb.training import generator, keep_memory
+from ldm_nb.fast.tiles import decode_large
+from ldm_nb.engine.devices import keep_memory
+from ldm_nb.engine.seeds import generator
 from ldm_nb.unet import Cond
 
 SKY, GROUND, TREE, HOUSE = (CLASSES.index(k) for k in ('sky', 'ground', 'tree', 'house'))

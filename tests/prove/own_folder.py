@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import to_float
-from ldm_nb.files import atomic_path
-from ldm_nb.recipes import save_grid
-from ldm_nb.runs import load_images
-from ldm_nb.training import generator
+from ldm_nb.datasets.images import to_float
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.cli.common import save_grid
+from ldm_nb.datasets.sources import load_images
+from ldm_nb.engine.seeds import generator
 from torch import nn
 
 def block(i, o): return nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
@@ -52,7 +52,7 @@ if __name__ == '__main__':
     a, start = p.parse_args(), time.time()
     command = ['ldm-train', 'diffusion', '--data', str(a.data), '--condition', 'class', '--preset', 'laptop', '--out', str(a.work)]
     if not (a.work/'config.json').is_file():
-        subprocess.run([sys.executable, '-m', 'ldm_nb.recipes', *command[1:], *(['--resume'] if a.work.exists() else [])], check=True)
+        subprocess.run([sys.executable, '-m', 'ldm_nb.cli.train', *command[2:], *(['--resume'] if a.work.exists() else [])], check=True)
     real = load_images(str(a.data), 32, 20_000)
     names, kept = sorted(d.name for d in a.data.iterdir() if d.is_dir()), 2000
     judge = a.work/'classifier.pt'

@@ -13,14 +13,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.data import Postcards, downsample, render_all, to_float
-from ldm_nb.evaluate import Tally, decibels, embed, enlarged, fid, frechet, held_out, judge_text, reader_features, reconstruct
-from ldm_nb.files import atomic_path, find_pretrained, load_into, weights_hash
+from ldm_nb.datasets.images import to_float
+from ldm_nb.datasets.masks import downsample
+from ldm_nb.datasets.postcards import Postcards, render_all
+from ldm_nb.metrics.distances import embed, fid, reader_features
+from ldm_nb.metrics.evaluate import frechet, held_out, reconstruct
+from ldm_nb.metrics.intervals import Tally
+from ldm_nb.metrics.judges import decibels, enlarged, judge_text
+from ldm_nb.engine.files import atomic_path, find_pretrained, load_into, weights_hash
 from ldm_nb.layers import ResBlock
 from ldm_nb.losses import FeatureDistance
-from ldm_nb.reader import load_reader
-from ldm_nb.reconstruction import ssim
-from ldm_nb.runs import load_images
+from ldm_nb.metrics.reader import load_reader
+from ldm_nb.metrics.reconstruction import ssim
+from ldm_nb.datasets.sources import load_images
 
 MODELS = ('postcards-x4', 'postcards-text')
 

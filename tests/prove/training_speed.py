@@ -13,18 +13,20 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ldm_nb.autoencoder import load_autoencoder
-from ldm_nb.conditioning import TextEmbedder
-from ldm_nb.conditions import make_unet, shipped_vocab
-from ldm_nb.cost import activation_bytes, make_step, median_seconds, memory_estimate
-from ldm_nb.data import Postcards
+from ldm_nb.embedders import TextEmbedder
+from ldm_nb.paper.conditions import make_unet, shipped_vocab
+from ldm_nb.engine.cost import activation_bytes, make_step, median_seconds, memory_estimate
+from ldm_nb.datasets.postcards import Postcards
 from ldm_nb.diffusion import DiffusionLoss, Schedule, draw_t
-from ldm_nb.files import atomic_path
-from ldm_nb.components import unet_from_diffusers
-from ldm_nb.runs import settle
-from ldm_nb.training import feed, generator, pick_device
+from ldm_nb.engine.files import atomic_path
+from ldm_nb.interop.unets import unet_from_diffusers
+from ldm_nb.engine.presets import resolve_config
+from ldm_nb.engine.devices import pick_device
+from ldm_nb.engine.feeding import feed
+from ldm_nb.engine.seeds import generator
 from ldm_nb.unet import Cond
 
-PRESET = settle('diffusion', 'laptop')
+PRESET = resolve_config('diffusion', 'laptop')
 SHARED = dict(sample_size=16, in_channels=4, out_channels=4, block_out_channels=(48, 96), layers_per_block=1, norm_num_groups=8, attention_head_dim=4,
               cross_attention_dim=128, class_embed_type='simple_projection', projection_class_embeddings_input_dim=128,
               down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D')) # laptop preset, in their words
