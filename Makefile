@@ -24,20 +24,21 @@ STUDENT ?= student/nbs
 DIR     ?= $(STUDENT)
 PORT    ?= 8866
 
-.PHONY: help setup demo speedrun lab app student grade check test bench prove notebooks readme
+.PHONY: help setup demo speedrun lab app student grade check quick test bench prove notebooks readme
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then under half a minute)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
 	@echo 'make app        the panels as a web page, on this machine alone   (PORT=8866; Ctrl-C ends it)'
-	@echo 'make student    the notebooks without their solutions, in student/nbs, where ../data works too   (STUDENT=elsewhere/nbs)'
+	@echo 'make student    the notebooks without their solutions, in student/nbs, in the same folders   (STUDENT=elsewhere/nbs)'
 	@echo 'make grade      tries the answers in DIR, by default student/nbs   (under a minute)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
 	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
+	@echo 'make quick      check, and the unit tests of what changed         (2 min)'
 	@echo 'make test       check, then every notebook, then pytest           (about 30 min on two busy cores)'
 	@echo 'make bench      our modules beside those of diffusers: time and memory, in turn   (long: it compiles; on two quiet cores)'
 	@echo 'make prove      the proofs that are too long for a test: 20 kills, costs, the cache   (about an hour)'
-	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="01_data 03_layers": those alone)'
+	@echo 'make notebooks  runs every notebook again, keeps its outputs      (long; NB="story/06_unet 05_samplers": those alone)'
 	@echo 'make readme     README.md from nbs/index.ipynb                    (5 s)'
 
 setup: $(PACKAGE) $(TOOLS)
@@ -51,11 +52,11 @@ speedrun: $(PACKAGE)
 	@$(BIN)/python -m ldm_nb.cli.speedrun --seed $(SEED) --out $(OUT)
 
 lab: $(PACKAGE) $(TOOLS)
-	@$(BIN)/python -m jupyterlab nbs/00_start_here.ipynb
+	@$(BIN)/python -m jupyterlab nbs/story/00_start_here.ipynb
 
 app: $(PACKAGE) $(TOOLS)
 	@echo 'The lab: http://127.0.0.1:$(PORT)/ (this machine alone; the first page takes about 10 seconds; Ctrl-C ends it)'
-	@$(BIN)/python -m voila nbs/14d_lab.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --show_tracebacks=True \
+	@$(BIN)/python -m voila nbs/lab/04_lab.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --show_tracebacks=True \
 	  --VoilaConfiguration.extension_denylist=jupyterlab-jupytext
 
 student: $(PACKAGE)
@@ -67,6 +68,9 @@ grade: $(PACKAGE)
 check: $(PACKAGE) $(TOOLS)
 	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
 	$(RUFF) nbs tests .ci setup.py || bad=1; $(RUFF) --select F ldm_nb || bad=1; exit $$bad
+
+quick: check
+	@$(BIN)/python .ci/quick.py
 
 # one thread a worker: two workers on two cores then do not fight over them
 test: check

@@ -1,5 +1,6 @@
-"""Notebooks and what is made of them. `check` says whether they are exported and clean, without looking at git; `run` re-executes,
-cleans and exports them all, or those named, and keeps how long each took in data/results/chapter-times.json."""
+"""Notebooks and what is made of them. `check` says whether they are exported and clean, without looking at git; `run`
+re-executes, cleans and exports them all, or those named (`story/06_unet`, or `06_unet` where one folder alone has it),
+and keeps how long each took in data/results/chapter-times.json."""
 import json
 import os
 import resource
@@ -10,40 +11,49 @@ import tempfile
 import time
 from pathlib import Path
 
+from house import PACKAGE, address, notebooks
+
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def chapters() -> list[Path]: # the index last: it may show what the others make
-    return sorted((p for p in (ROOT/'nbs').glob('*.ipynb') if p.name[0] not in '_.'), key=lambda p: (p.stem == 'index', p.name))
+NBS = ROOT/'nbs'
 
 
 def nbdev(module: str, function: str, folder: Path): # call one of nbdev's functions on the project in `folder`
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} # with it nbdev exports nothing
-    r = subprocess.run([sys.executable, '-c', f'from nbdev.{module} import {function}; {function}()'], cwd=folder, env=env, capture_output=True, text=True)
+    code = f'from nbdev.{module} import {function}; {function}()'
+    r = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
     if r.returncode or 'Failed' in r.stderr: sys.exit(f'{function} failed in {folder}:\n{r.stdout}{r.stderr}')
+
+
+def package_files(root: Path) -> set[str]: # every file of the package, below its folder
+    return {p.relative_to(root).as_posix() for p in (root/PACKAGE).rglob('*')
+            if p.is_file() and '__pycache__' not in p.parts}
 
 
 def check() -> list[str]: # all that is wrong; empty when nothing is
     wrong = []
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp).resolve()
-        (tmp/'nbs').mkdir()
-        (tmp/'ldm_nb').mkdir() # empty, so that a module whose notebook is gone is noticed
+        (tmp/PACKAGE).mkdir() # empty, so that a module whose notebook is gone is noticed
         shutil.copy(ROOT/'settings.ini', tmp)
-        shutil.copy(ROOT/'ldm_nb/__init__.py', tmp/'ldm_nb')
-        for p in chapters():
+        shutil.copy(ROOT/PACKAGE/'__init__.py', tmp/PACKAGE)
+        for p in notebooks(NBS):
+            copy = tmp/p.relative_to(ROOT)
             try: json.loads(p.read_text(encoding='utf-8'))
-            except ValueError as e: sys.exit(f'nbs/{p.name} is no notebook: {e}')
-            shutil.copy(p, tmp/'nbs')
+            except ValueError as e: sys.exit(f'{p.relative_to(ROOT)} is no notebook: {e}')
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, copy)
         nbdev('doclinks', 'nbdev_export', tmp)
-        made, there = ({p.name for p in d.glob('*.py')} for d in (tmp/'ldm_nb', ROOT/'ldm_nb'))
-        for f in sorted(made - there): wrong.append(f'ldm_nb/{f} is missing: run nbdev_export')
-        for f in sorted(there - made): wrong.append(f'ldm_nb/{f} comes from no notebook: remove it, or write the notebook')
+        made, there = package_files(tmp), package_files(ROOT)
+        for f in sorted(made - there): wrong.append(f'{f} is missing: run nbdev_export')
+        for f in sorted(there - made): wrong.append(f'{f} comes from no notebook: remove it, or write the notebook')
         for f in sorted(made & there):
-            if (tmp/'ldm_nb'/f).read_bytes() != (ROOT/'ldm_nb'/f).read_bytes(): wrong.append(f'ldm_nb/{f} is not what its notebook exports: run nbdev_export')
+            if (tmp/f).read_bytes() != (ROOT/f).read_bytes():
+                wrong.append(f'{f} is not what its notebook exports: run nbdev_export')
         nbdev('clean', 'nbdev_clean', tmp)
-        for p in chapters():
-            if (tmp/'nbs'/p.name).read_bytes() != p.read_bytes(): wrong.append(f'nbs/{p.name} is not clean: run nbdev_clean')
+        for p in notebooks(NBS):
+            name = p.relative_to(ROOT)
+            if (tmp/name).read_bytes() != p.read_bytes():
+                wrong.append(f'{name.as_posix()} is not clean: run nbdev_clean')
     return wrong
 
 
@@ -52,33 +62,42 @@ def processor() -> float: # seconds that the processors have spent on processes 
     return spent.ru_utime + spent.ru_stime
 
 
-def keep_time(chapter: str, seconds: float, spent: float): # of a whole run, as a reader has it: by the clock, and by the processors
+def keep_time(name: str, seconds: float, spent: float): # of a whole run: by the clock, and by the processors
     path = ROOT/'data/results/chapter-times.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = json.loads(path.read_text()) if path.is_file() else {}
-    kept[chapter] = dict(seconds=round(seconds), processor_seconds=round(spent), processors=os.cpu_count(), busy=round(os.getloadavg()[1], 1))
-    path.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + '\n')
+    kept[name] = dict(seconds=round(seconds), processor_seconds=round(spent), processors=os.cpu_count(),
+                      busy=round(os.getloadavg()[1], 1))
+    order = [address(p, NBS) for p in notebooks(NBS)] # times of notebooks that are gone go with them
+    path.write_text(json.dumps({k: kept[k] for k in order if k in kept}, indent=1) + '\n')
 
 
-def run(names: list[str]): # stems of notebooks; none means all
+def find(name: str) -> Path: # by its address, or by its stem where that is in one folder alone
+    found = [p for p in notebooks(NBS) if name in (address(p, NBS), p.stem)]
+    if len(found) == 1: return found[0]
+    if found: sys.exit(f'{name} may be any of {", ".join(address(p, NBS) for p in found)}: give the folder, too')
+    sys.exit(f'no notebook {name} in nbs/; there are {", ".join(address(p, NBS) for p in notebooks(NBS))}')
+
+
+def run(names: list[str]): # none means all
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    files = [p for p in chapters() if not names or p.stem in names]
-    if unknown := set(names) - {p.stem for p in files}:
-        sys.exit(f'no notebook {", ".join(sorted(unknown))} in nbs/; there are {", ".join(p.stem for p in chapters())}')
-    for p in files:
+    asked = [find(name.removeprefix('nbs/').removesuffix('.ipynb')) for name in names]
+    for p in [p for p in notebooks(NBS) if not names or p in asked]:
         start, spent, nb = time.time(), processor(), nbformat.read(p, as_version=4)
-        print(f'{p.name} ...', end=' ', flush=True)
-        try: NotebookClient(nb, timeout=None, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT/'nbs')))).execute()
+        print(f'{address(p, NBS)} ...', end=' ', flush=True)
+        here = dict(metadata=dict(path=str(p.parent))) # the notebook's own folder, where Jupyter would run it
+        try: NotebookClient(nb, timeout=None, kernel_name='python3', resources=here).execute()
         except CellExecutionError as e: sys.exit(f'failed after {time.time()-start:.0f} s; left as it was\n{e}')
-        for c in nb.cells: # controls whose kernel is gone would greet the reader with an error; their text and their strip of pictures stay
+        # controls whose kernel is gone would greet the reader with an error; their text and their strip of images stay
+        for c in nb.cells:
             for o in c.get('outputs', []): o.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
         nb.metadata.pop('widgets', None)
         part = p.with_name(f'.{p.name}.part')
         nbformat.write(nb, part)
         part.replace(p)
-        keep_time(p.stem, time.time() - start, processor() - spent)
+        keep_time(address(p, NBS), time.time() - start, processor() - spent)
         print(f'{time.time()-start:.0f} s', flush=True)
     nbdev('clean', 'nbdev_clean', ROOT)
     nbdev('doclinks', 'nbdev_export', ROOT)
@@ -90,6 +109,6 @@ if __name__ == '__main__':
     elif what == 'check':
         wrong = check()
         for w in wrong: print('notebooks:', w, file=sys.stderr)
-        if not wrong: print(f'notebooks: {len(chapters())} exported and clean')
+        if not wrong: print(f'notebooks: {len(notebooks(NBS))} exported and clean')
         sys.exit(bool(wrong))
     else: sys.exit('usage: notebooks.py check | run [NAME ...]')

@@ -1,4 +1,4 @@
-"README.md from nbs/index.ipynb, by nbconvert: hidden cells left out, links made to work from the root. `--check` only compares."
+"README.md from nbs/index.ipynb, by nbconvert: hidden cells left out, links work from the root. `--check` compares."
 import posixpath
 import re
 import sys
@@ -18,14 +18,18 @@ def from_root(link: str) -> str: # a link as written in nbs/, as it must read in
     return posixpath.normpath(posixpath.join('nbs', path)) + mark + anchor
 
 
-def directives(source: str) -> list[str]: return [re.sub(r'\s+', ' ', d).strip() for d in re.findall(r'^#\s*\|(.*)$', source, re.M)]
+def rewritten(text: str) -> str: return LINK.sub(lambda m: m[1] + from_root(m[2]), text)
+
+
+def directives(source: str) -> list[str]:
+    return [re.sub(r'\s+', ' ', d).strip() for d in re.findall(r'^#\s*\|(.*)$', source, re.M)]
 
 
 def visible(cells: list) -> list: # as a reader of the documentation would see them
     shown = []
     for c in cells:
         if c.cell_type == 'raw': continue
-        if c.cell_type == 'markdown': c.source = LINK.sub(lambda m: m[1] + from_root(m[2]), c.source)
+        if c.cell_type == 'markdown': c.source = rewritten(c.source)
         else:
             d = directives(c.source)
             if {'hide', 'hide:', 'default_exp'} & {o.split()[0] for o in d if o}: continue
@@ -33,7 +37,7 @@ def visible(cells: list) -> list: # as a reader of the documentation would see t
                 sys.exit('index.ipynb draws a picture: commit it under nbs/images/ and link to it instead')
             if 'echo: false' in d: # only what it says is shown
                 said = [o.data.get('text/markdown', '') for o in c.outputs if 'data' in o]
-                shown += [nbformat.v4.new_markdown_cell(text) for text in said if text]
+                shown += [nbformat.v4.new_markdown_cell(rewritten(text)) for text in said if text]
                 continue
             c.source = re.sub(r'^#\s*\|.*\n?', '', c.source, flags=re.M)
         shown.append(c)
@@ -58,5 +62,6 @@ if __name__ == '__main__':
     text = readme(index)
     if gone := missing(text): sys.exit(f'readme: index.ipynb links to what is not there: {", ".join(gone)}')
     if '--check' not in sys.argv[1:]: out.write_text(text, encoding='utf-8')
-    elif not out.is_file() or out.read_text(encoding='utf-8') != text: sys.exit('readme: README.md is not what nbs/index.ipynb says: run make readme')
+    elif not out.is_file() or out.read_text(encoding='utf-8') != text:
+        sys.exit('readme: README.md is not what nbs/index.ipynb says: run make readme')
     print('readme: README.md is what nbs/index.ipynb says')

@@ -7,171 +7,197 @@ __all__ = ['VGG_TAPS', 'LPIPS_WEIGHTS', 'FirstStageLoss', 'FeatureDistance', 'LP
            'hinge_loss', 'adaptive_weight', 'Adversary', 'DeadCodes']
 
 # %% ../nbs/story/08_losses.ipynb #5561cbaf
+from collections.abc import Callable
+from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from torch import nn
-from .autoencoder import Autoencoder, Gaussian
+from torch import Tensor, nn
+from .autoencoder import Autoencoder, Codes, Gaussian
 
 # %% ../nbs/story/08_losses.ipynb #96a4cb82
+@dataclass(eq=False)
 class FirstStageLoss:
-    "Mean error of the pixels, plus what the regulariser costs, plus a perceptual distance and an adversary if they are given (§3.1, App. G)."
-    def __init__(self, kl_weight: float = 1e-5, # of KL/(number of pixel values); published: 1e-6
-                 codebook_weight: float = 1., # of the cost of a codebook
-                 beta: float = .25, # of one of its two terms
-                 beta_on: str = 'commitment', # which: 'commitment' as VQ-VAE has it (eq. 3), or 'codebook' as the published VQGAN and LDM code has it
-                 perceptual=None, # (x, y) -> (b,) distances
-                 perceptual_weight: float = 1., # of the perceptual distance
-                 adversary=None, # an `Adversary`
-                 dead_codes=None, # a `DeadCodes`
-                 pixel_loss: str = 'l1'): # error of a pixel: absolute (l1), as published, or squared (l2)
-        if pixel_loss not in ('l1', 'l2'): raise ValueError(f"pixel_loss={pixel_loss!r}: expected 'l1' or 'l2'")
-        if beta_on not in ('commitment', 'codebook'): raise ValueError(f"beta_on={beta_on!r}: expected 'commitment' or 'codebook'")
-        self.kl_weight, self.codebook_weight, self.beta, self.beta_on = kl_weight, codebook_weight, beta, beta_on
-        self.perceptual, self.perceptual_weight, self.adversary, self.dead_codes = perceptual, perceptual_weight, adversary, dead_codes
-        self.pixel_loss, self.seen = pixel_loss, None
+    "Pixel error + regulariser, + perceptual distance and adversary if given (§3.1, App. G)."
+    kl_weight: float = 1e-5 # of KL/(number of pixel values); published: 1e-6
+    codebook_weight: float = 1. # of the two terms of a codebook
+    beta: float = .25 # of one of these two terms
+    beta_on: str = 'commitment' # VQ-VAE, eq. 3; 'codebook': published VQGAN and LDM code
+    perceptual: Callable | None = None # (x, y) -> (b,) distances
+    perceptual_weight: float = 1. # of the perceptual distance
+    adversary: 'Adversary | None' = None
+    dead_codes: 'DeadCodes | None' = None
+    pixel_loss: str = 'l1' # 'l1', as published, or 'l2'
 
-    def penalty(self, q, numel: int) -> torch.Tensor: # scalar
-        "What the regulariser costs, for a Gaussian or codes and pictures of `numel` values."
+    def __post_init__(self):
+        if self.pixel_loss not in ('l1', 'l2'):
+            raise ValueError(f"pixel_loss={self.pixel_loss!r}: expected 'l1' or 'l2'")
+        if self.beta_on not in ('commitment', 'codebook'):
+            raise ValueError(f"beta_on={self.beta_on!r}: expected 'commitment' or 'codebook'")
+        self.seen = None
+
+    def penalty(self, q: Gaussian | Codes, numel: int) -> Tensor: # scalar
+        "Compute the regulariser's term, for images of `numel` values."
         if isinstance(q, Gaussian): return self.kl_weight*q.kl().float().mean()/numel
         commitment, codebook = (self.beta, 1.) if self.beta_on == 'commitment' else (1., self.beta)
         return self.codebook_weight*(commitment*q.commitment() + codebook*q.codebook()).mean()
 
-    def __call__(self, ae: Autoencoder, # sees a sample of its own posterior, or codes
-                 x: torch.Tensor, # (b, 3, h, w) in [-1, 1], sides divisible by `ae.f`
-                 rng # of that sample: a generator on the CPU, or a function from a shape to unit noise
-        ) -> torch.Tensor: # scalar
-        "The objective on one batch. Raises `ValueError` if f does not divide the sides."
+    def __call__(self, ae: Autoencoder,
+                 x: Tensor, # (b, 3, h, w) in [-1, 1], sides divisible by `ae.f`
+                 rng: torch.Generator | Callable # on the CPU, or a function: shape -> unit noise
+        ) -> Tensor: # scalar
+        "Compute the objective on one batch. Raises `ValueError` if f does not divide the sides."
         shape = len(x), ae.z_ch, x.shape[2]//ae.f, x.shape[3]//ae.f
-        eps = (rng(shape) if callable(rng) else torch.randn(shape, generator=rng)).to(x.device)
-        y, q = ae(x, eps)
+        eps = rng(shape) if callable(rng) else torch.randn(shape, generator=rng)    # b z h/f w/f
+        y, q = ae(x, eps.to(x.device))                                              # b 3 h w
         y = y.float()
-        rec = F.l1_loss(y, x) if self.pixel_loss == 'l1' else F.mse_loss(y, x)
+        rec = F.l1_loss(y, x) if self.pixel_loss == 'l1' else F.mse_loss(y, x)      # scalar
         if self.perceptual: rec = rec + self.perceptual_weight*self.perceptual(x, y).mean()
         self.seen = x, y.detach(), q
         loss = rec + self.penalty(q, x[0].numel())
-        return loss + self.adversary.term(rec, y, ae.decoder.conv_out.weight) if self.adversary else loss
+        if self.adversary: loss = loss + self.adversary.term(rec, y, ae.decoder.conv_out.weight)
+        return loss
 
-    def update(self, ae: Autoencoder, rng: torch.Generator, average=None): # as in `Adversary.update`
-        "The second step, after the autoencoder's own: the adversary learns, dead codes start again."
+    def update(self, ae: Autoencoder, rng: torch.Generator, average: Callable | None = None):
+        "Take the second step, after the autoencoder's own: update adversary and dead codes."
         x, y, q = self.seen
         if self.adversary: self.adversary.update(x, y, average)
         if self.dead_codes: self.dead_codes.update(ae.codebook, q, rng)
 
     @property
-    def said(self) -> dict: # numbers of the last step, for logs
-        return (self.adversary.said if self.adversary else {}) | ({'restarted codes': self.dead_codes.restarted} if self.dead_codes else {})
+    def said(self) -> dict[str, float]: # numbers of the last step, for logs
+        numbers = dict(self.adversary.said) if self.adversary else {}
+        if self.dead_codes: numbers['restarted codes'] = self.dead_codes.restarted
+        return numbers
 
-    def state_dict(self) -> dict: # of what learns beside the autoencoder
-        return {k: v.state_dict() for k, v in (('adversary', self.adversary), ('dead_codes', self.dead_codes)) if v}
+    def state_dict(self) -> dict: # of what is trained beside the autoencoder
+        return {k: v.state_dict() for k in ('adversary', 'dead_codes') if (v := getattr(self, k))}
 
     def load_state_dict(self, state: dict):
         for k, v in state.items(): getattr(self, k).load_state_dict(v)
 
 # %% ../nbs/story/08_losses.ipynb #792a178d
+def _check_shapes(x: Tensor, y: Tensor):
+    if x.shape != y.shape:
+        raise ValueError(f'images of shapes {tuple(x.shape)} and {tuple(y.shape)}: '
+                         f'expected the same')
+
 class FeatureDistance(nn.Module):
-    "Perceptual distance over a network's feature maps, the form of LPIPS with equal weights. Raises `ValueError` for unequal shapes."
-    def __init__(self, features): # x (b, 3, h, w) -> list of feature maps; not trained through
+    "LPIPS with equal weights over a network's feature maps. `ValueError` for unequal shapes."
+    def __init__(self, features: Callable): # (b, 3, h, w) -> list of feature maps; not trained
         super().__init__()
         self.features = features
 
-    def forward(self, x, y): # b 3 h w, b 3 h w in [-1, 1] -> (b,), 0 for equal pictures
-        if x.shape != y.shape: raise ValueError(f'pictures of shapes {tuple(x.shape)} and {tuple(y.shape)}: expected the same')
-        pairs = zip(self.features(x), self.features(y))
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:      # b 3 h w each, in [-1, 1] -> b
+        _check_shapes(x, y)
+        pairs = zip(self.features(x), self.features(y))     # b c h' w' each
         unit = lambda h: F.normalize(h, dim=1, eps=1e-8)
         return sum((unit(a) - unit(b)).square().sum(1).mean((1, 2)) for a, b in pairs)
 
 # %% ../nbs/story/08_losses.ipynb #873c0f6d
 VGG_TAPS = (3, 8, 15, 22, 29)   # relu1_2, 2_2, 3_3, 4_3, 5_3 in torchvision's `vgg16().features`
-LPIPS_WEIGHTS = 'https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth'
+LPIPS_WEIGHTS = ('https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/'
+                 'lpips/weights/v0.1/vgg.pth')
 
 class LPIPS(nn.Module):
-    "Learned perceptual distance (Zhang et al. 2018), version 0.1 over VGG16. Raises `ValueError` for unequal shapes."
-    def __init__(self, backbone: nn.Module): # `torchvision.models.vgg16().features`
+    "LPIPS 0.1 over VGG16 (Zhang et al. 2018). Raises `ValueError` for unequal shapes."
+    def __init__(self, backbone: nn.Sequential): # `torchvision.models.vgg16().features`
         super().__init__()
         self.backbone = backbone[:VGG_TAPS[-1] + 1].requires_grad_(False).eval()
         for layer in self.backbone:
             if isinstance(layer, nn.ReLU): layer.inplace = False
-        self.lin = nn.ParameterList(nn.Parameter(torch.ones(c)/c, requires_grad=False) for c in (64, 128, 256, 512, 512))
+        self.lin = nn.ParameterList(nn.Parameter(torch.ones(c)/c, requires_grad=False)
+                                    for c in (64, 128, 256, 512, 512))
         self.register_buffer('shift', torch.tensor([-.030, -.088, -.188]).view(3, 1, 1))
         self.register_buffer('scale', torch.tensor([.458, .448, .450]).view(3, 1, 1))
 
-    def features(self, x): # b 3 h w in [-1, 1] -> five feature maps
-        h, out = (x - self.shift)/self.scale, []
+    def features(self, x: Tensor) -> list[Tensor]: # b 3 h w in [-1, 1] -> five feature maps
+        h = (x - self.shift)/self.scale
+        maps = []
         for k, layer in enumerate(self.backbone):
             h = layer(h)
-            if k in VGG_TAPS: out.append(h)
-        return out
+            if k in VGG_TAPS: maps.append(h)
+        return maps
 
-    def forward(self, x, y): # b 3 h w, b 3 h w in [-1, 1] -> (b,), 0 for equal pictures
-        if x.shape != y.shape: raise ValueError(f'pictures of shapes {tuple(x.shape)} and {tuple(y.shape)}: expected the same')
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:       # b 3 h w each, in [-1, 1] -> b
+        _check_shapes(x, y)
         unit = lambda h: h/(h.square().sum(1, keepdim=True).sqrt() + 1e-10)
-        return sum((w.view(-1, 1, 1)*(unit(a) - unit(b)).square()).sum(1).mean((1, 2)) for w, a, b in zip(self.lin, self.features(x), self.features(y)))
+        maps = zip(self.lin, self.features(x), self.features(y))
+        return sum((w.view(-1, 1, 1)*(unit(a) - unit(b)).square()).sum(1).mean((1, 2))
+                   for w, a, b in maps)
 
-def load_lpips(backbone: dict | None = None, # state of `torchvision.models.vgg16().features`; None: downloaded
+def load_lpips(backbone: dict | None = None, # state of `vgg16().features`; None: downloaded
                linear: dict | None = None # the published linear weights; None: downloaded
     ) -> LPIPS:
-    "The exact distance. The first call downloads 528 MB into torch's cache; raises `FileNotFoundError` where there is no network."
+    "Load the exact distance (528 MB, once). Raises `FileNotFoundError` without a network."
     import torchvision
     net = torchvision.models.vgg16().features
+    vgg = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     try:
-        if backbone is None: backbone = torchvision.models.VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
-        if linear is None: linear = torch.hub.load_state_dict_from_url(LPIPS_WEIGHTS, map_location='cpu', file_name='lpips-vgg-v0.1.pth', weights_only=True)
+        if backbone is None: backbone = vgg.get_state_dict(progress=True)
+        if linear is None:
+            linear = torch.hub.load_state_dict_from_url(LPIPS_WEIGHTS, map_location='cpu',
+                file_name='lpips-vgg-v0.1.pth', weights_only=True)
     except OSError as e:
         raise FileNotFoundError(f'the weights of VGG16 and LPIPS could not be downloaded ({e}). '
-                                'Without a network use the reader: FeatureDistance(load_reader().features)') from e
-    net.load_state_dict({k.removeprefix('features.'): v for k, v in backbone.items() if not k.startswith('classifier')})
+            'Without a network use the reader: FeatureDistance(load_reader().features)') from e
+    net.load_state_dict({k.removeprefix('features.'): v for k, v in backbone.items()
+                         if not k.startswith('classifier')})
     lpips = LPIPS(net)
     for k, w in enumerate(lpips.lin): w.copy_(linear[f'lin{k}.model.1.weight'].flatten())
     return lpips
 
 # %% ../nbs/story/08_losses.ipynb #66d966f9
 class PatchDiscriminator(nn.Module):
-    "Real or not, patch by patch: strided 4x4 convolutions with batch norm (PatchGAN, as the published first stages use it)."
+    "Tell real patches from others: strided 4x4 convolutions with batch norm (PatchGAN)."
     def __init__(self, ch: int = 64, # width of the first layer
-                 layers: int = 3, # strided ones; the patch is 70 pixels wide with 3, 34 with 2
-                 in_ch: int = 3): # channels of the picture
+                 layers: int = 3, # strided ones; a patch is 70 pixels wide with 3, 34 with 2
+                 in_ch: int = 3): # channels of the image
         super().__init__()
         conv = lambda i, o, stride, bias: nn.Conv2d(i, o, 4, stride, 1, bias=bias)
         widths = [ch*min(2**k, 8) for k in range(layers + 1)]
         blocks = [conv(in_ch, ch, 2, True), nn.LeakyReLU(.2)]
-        for k, (i, o) in enumerate(zip(widths, widths[1:])): blocks += [conv(i, o, 2 if k < layers - 1 else 1, False), nn.BatchNorm2d(o), nn.LeakyReLU(.2)]
+        for k, (i, o) in enumerate(zip(widths, widths[1:])):
+            blocks += [conv(i, o, 2 if k < layers - 1 else 1, False), nn.BatchNorm2d(o),
+                       nn.LeakyReLU(.2)]
         self.net = nn.Sequential(*blocks, conv(widths[-1], 1, 1, True))
         for m in self.net:
             if isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, .02)
             if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight, 1, .02)
-        for m in self.net:
             if isinstance(m, nn.Conv2d) and m.bias is not None: nn.init.zeros_(m.bias)
 
-    def forward(self, x): return self.net(x) # b 3 h w -> b 1 h' w': logits, one a patch
+    def forward(self, x: Tensor) -> Tensor: return self.net(x) # b 3 h w -> b 1 h' w', patch logits
 
-def hinge_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor: # logits of any shape -> scalar
-    "What the discriminator minimises: 0 once real patches are above 1 and the others below -1."
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor: # logits of any shape -> scalar
+    "Compute the discriminator's loss: 0 if real patches are above 1 and the others below -1."
     return .5*(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
-def adaptive_weight(rec: torch.Tensor, # scalar loss, before the adversary
-                    term: torch.Tensor, # scalar, the adversary's
+def adaptive_weight(rec: Tensor, # scalar loss, before the adversary
+                    term: Tensor, # scalar, the adversary's
                     last: nn.Parameter # weight of the decoder's last layer
-    ) -> torch.Tensor: # scalar without a gradient, 0 to 10,000
-    "The factor that makes the adversary's gradient at the last layer as long as the reconstruction's (eq. 7 of VQGAN)."
-    size = lambda loss: torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
-    return (size(rec)/(size(term) + 1e-4)).clamp(0, 1e4).detach()
+    ) -> Tensor: # scalar without a gradient, 0 to 10,000
+    "Compute the factor that gives both terms gradients of equal norm at `last` (VQGAN, eq. 7)."
+    norm = lambda loss: torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+    return (norm(rec)/(norm(term) + 1e-4)).clamp(0, 1e4).detach()
 
+@dataclass(eq=False)
 class Adversary:
-    "A discriminator, its optimiser, and when it begins to learn and to weigh. It counts the steps itself."
-    def __init__(self, net: nn.Module, # pictures to logits
-                 start: int, # the step from which it weighs
-                 warmup: int = 0, # for how many steps before that it learns; published: 0
-                 weight: float = .5, # of its term, after the adaptive factor
-                 lr: float = 2e-4): # constant
-        if start < 0 or warmup < 0: raise ValueError(f'start={start}, warmup={warmup}: expected steps, 0 or more')
-        self.net, self.start, self.warmup, self.weight = net, start, warmup, weight
-        device = next(net.parameters()).device.type
-        self.opt = torch.optim.Adam(net.parameters(), lr, betas=(.5, .9), fused=device in ('cpu', 'cuda'))
-        self.step, self.said = 0, {} # `said`: numbers of the last step, for logs
+    "A discriminator, its optimiser and its schedule; it counts the steps itself."
+    net: nn.Module # images to logits
+    start: int # the first step with its term in the autoencoder's loss
+    warmup: int = 0 # for how many steps before that it trains; published: 0
+    weight: float = .5 # of its term, after the adaptive factor
+    lr: float = 2e-4 # constant
 
-    def term(self, rec: torch.Tensor, y: torch.Tensor, # (b, 3, h, w) reconstructions, with gradient
-             last: nn.Parameter) -> torch.Tensor: # scalar
-        "What is added to the autoencoder's loss: 0 until `start`."
+    def __post_init__(self):
+        if self.start < 0 or self.warmup < 0:
+            raise ValueError(f'start={self.start}, warmup={self.warmup}: expected steps, 0 or more')
+        fused = next(self.net.parameters()).device.type in ('cpu', 'cuda')
+        self.opt = torch.optim.Adam(self.net.parameters(), self.lr, betas=(.5, .9), fused=fused)
+        self.step = 0
+        self.said = {} # numbers of the last step, for logs
+
+    def term(self, rec: Tensor, y: Tensor, last: nn.Parameter) -> Tensor: # as in adaptive_weight
+        "Compute what reconstructions y (b 3 h w) add to the autoencoder's loss: 0 until `start`."
         if self.step < self.start: return rec.new_zeros(())
         self.net.requires_grad_(False)
         term = -self.net(y).float().mean()
@@ -179,47 +205,56 @@ class Adversary:
         self.said = dict(self.said, factor=factor.item())
         return self.weight*factor*term
 
-    def update(self, x: torch.Tensor, y: torch.Tensor, # b 3 h w real, b 3 h w reconstructed, without gradient
-               average=None): # of a trainer on several processes: averages the gradients of a list of parameters
-        "One step of the discriminator, if it is time to learn."
+    def update(self, x: Tensor, y: Tensor, # b 3 h w real, b 3 h w reconstructed, no gradient
+               average: Callable | None = None): # averages gradients over processes
+        "Take one step of the discriminator, if it is trained by now."
         self.step += 1
         if self.step <= self.start - self.warmup: return
         self.net.requires_grad_(True)
-        real, fake = self.net(x).float(), self.net(y).float()
+        real = self.net(x).float()
+        fake = self.net(y).float()
         loss = hinge_loss(real, fake)
         self.opt.zero_grad(set_to_none=True)
         loss.backward()
         if average: average(list(self.net.parameters()))
         self.opt.step()
-        self.said = dict(self.said, hinge=loss.item(), right=((real > 0).float().mean() + (fake < 0).float().mean()).item()/2)
+        right = ((real > 0).float().mean() + (fake < 0).float().mean()).item()/2
+        self.said = dict(self.said, hinge=loss.item(), right=right)
 
-    def state_dict(self) -> dict: return dict(net=self.net.state_dict(), opt=self.opt.state_dict(), step=self.step)
+    def state_dict(self) -> dict:
+        return dict(net=self.net.state_dict(), opt=self.opt.state_dict(), step=self.step)
 
     def load_state_dict(self, state: dict):
-        self.net.load_state_dict(state['net'])
-        self.opt.load_state_dict(state['opt'])
+        for k in ('net', 'opt'): getattr(self, k).load_state_dict(state[k])
         self.step = state['step']
 
 # %% ../nbs/story/08_losses.ipynb #1989c671
+@dataclass(eq=False)
 class DeadCodes:
-    "Codes that nothing chose for a while start again where the encoder now speaks."
-    def __init__(self, every: int = 50, # steps between restarts
-                 until: int = 10**9): # the last step with one
-        self.every, self.until, self.step, self.used, self.restarted = every, until, 0, None, 0
+    "Restart codes that no latent chose for a while at latents of the current batch."
+    every: int = 50 # steps between restarts
+    until: int = 10**9 # the last step with one
+    step: int = 0 # steps so far
+    used: Tensor | None = None # (n,) bool: the codes chosen since the last restart
+    restarted: int = 0 # codes at the last restart
 
     @torch.no_grad()
-    def update(self, codebook: nn.Module, q, rng: torch.Generator): # what a step's `Codes` chose
-        "Count; every `every` steps move the codes that nothing chose onto latents of this batch."
-        if self.used is None: self.used = torch.zeros(len(codebook.embedding.weight), dtype=torch.bool, device=q.index.device)
+    def update(self, codebook: nn.Module, q: Codes, rng: torch.Generator):
+        "Note which codes are used; every `every` steps move the unused ones onto latents."
+        e = codebook.embedding.weight                                             # n z
+        if self.used is None: self.used = torch.zeros_like(e[:, 0], dtype=torch.bool)
         self.used[q.index.flatten()] = True
         self.step += 1
         if self.step % self.every or self.step > self.until: return
         dead = (~self.used).nonzero().flatten()
-        v = q.raw.detach().transpose(0, 1).flatten(1).T
-        dead = dead[torch.randperm(len(dead), generator=rng)[:len(v)].to(dead.device)]     # no more than there are latents to move to
-        codebook.embedding.weight[dead] = v[torch.randperm(len(v), generator=rng)[:len(dead)].to(v.device)]
-        self.used, self.restarted = torch.zeros_like(self.used), len(dead)
+        v = q.raw.detach().transpose(0, 1).flatten(1).T                           # b*h*w z
+        dead = dead[torch.randperm(len(dead), generator=rng)[:len(v)].to(dead.device)]
+        e[dead] = v[torch.randperm(len(v), generator=rng)[:len(dead)].to(v.device)]
+        self.used = torch.zeros_like(self.used)
+        self.restarted = len(dead)
 
-    def state_dict(self) -> dict: return dict(step=self.step, used=self.used, restarted=self.restarted)
+    def state_dict(self) -> dict:
+        return dict(step=self.step, used=self.used, restarted=self.restarted)
 
-    def load_state_dict(self, state: dict): self.step, self.used, self.restarted = state['step'], state['used'], state['restarted']
+    def load_state_dict(self, state: dict):
+        for k in ('step', 'used', 'restarted'): setattr(self, k, state[k])

@@ -18,45 +18,54 @@ def posterior_mean(z: Tensor, # (b, d) data plus sigma times unit noise
                    weights: Tensor # (k,), of sum 1
     ) -> Tensor: # (b, d) E[z0 | z]
     "The exact mean of all clean points that could have become `z`."
-    var = std**2 + sigma**2                                                                     # b k
-    far = torch.cdist(z, means, compute_mode='donot_use_mm_for_euclid_dist')**2                 # b k
-    who = (weights.log() - .5*z.shape[1]*var.log() - .5*far/var).softmax(1)                     # b k: which component was it?
-    keep = std**2/var                                                                           # the share of the distance that is data
-    return (who*(1 - keep)) @ means + (who*keep).sum(1, keepdim=True)*z
+    var = std**2 + sigma**2                                                             # b k
+    far = torch.cdist(z, means, compute_mode='donot_use_mm_for_euclid_dist')**2         # b k
+    log_likelihood = weights.log() - .5*z.shape[1]*var.log() - .5*far/var               # b k
+    share = log_likelihood.softmax(1)     # how likely each component is                # b k
+    keep = std**2/var                     # the share of the distance that is data      # b k
+    return (share*(1 - keep)) @ means + (share*keep).sum(1, keepdim=True)*z             # b d
 
 # %% ../nbs/story/04_why_it_works.ipynb #a125ddce
 class Mixture:
     "A mixture of round Gaussians: data whose best possible denoiser is known exactly."
     def __init__(self, means: Tensor, # (k, ...) centres; data have the shape of one of them
-                 std: Tensor | list | float, # (k,) or one for all; 0 is a point
-                 weights: Tensor | list | None = None): # (k,) positive, any sum; None: all alike
+                 std: Tensor | list[float] | float, # (k,) or one for all; 0 is a point
+                 weights: Tensor | list[float] | None = None): # (k,) positive; None: all alike
         w = float64([1.]*len(means) if weights is None else weights)
-        self.means, self.weights = means, (w/w.sum()).to(means.dtype).to(means.device)
+        self.means = means
+        self.weights = (w/w.sum()).to(means.dtype).to(means.device)
         self.std = float64(std).to(means.dtype).to(means.device).expand(len(means))
 
-    def sample(self, n: int, generator: torch.Generator | None = None # on the CPU
+    def sample(self, n: int, # how many
+               generator: torch.Generator | None = None # on the CPU
         ) -> Tensor: # (n, ...)
         "Draw from the mixture."
-        k = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator).to(self.means.device)
-        noise = torch.randn(n, *self.means.shape[1:], dtype=self.means.dtype, generator=generator).to(self.means.device)
-        return self.means[k] + self.std[k].reshape(-1, *[1]*(self.means.ndim - 1))*noise
+        k = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
+        k = k.to(self.means.device)
+        shape = self.means.shape[1:]
+        noise = torch.randn(n, *shape, dtype=self.means.dtype, generator=generator)
+        std = self.std[k].reshape(-1, *[1]*len(shape))                      # n 1 ...
+        return self.means[k] + std*noise.to(self.means.device)              # n ...
 
     def denoise(self, z: Tensor, # (b, ...) a sample plus sigma times unit noise
                 sigma: float | Tensor # more than 0; one number, or (b,)
         ) -> Tensor: # (b, ...) E[z0 | z]
         "The exact denoiser, `posterior_mean`. Raises `ValueError` unless sigma > 0."
-        s = float64(sigma).to(z.dtype).to(z.device).reshape(-1, 1)
+        s = float64(sigma).to(z.dtype).to(z.device).reshape(-1, 1)          # b 1, or 1 1
         if not (s > 0).all(): raise ValueError(f'sigma = {sigma}: expected more than 0')
-        return posterior_mean(z.flatten(1), s, *(v.to(z) for v in (self.means.flatten(1), self.std, self.weights))).view_as(z)
+        means = self.means.flatten(1).to(z)                                 # k d
+        z0_hat = posterior_mean(z.flatten(1), s, means, self.std.to(z), self.weights.to(z))
+        return z0_hat.view_as(z)
 
 # %% ../nbs/story/04_why_it_works.ipynb #f2eb0f7d
 class IdealDenoiser:
-    "The exact denoiser of a finite data set: a mixture of points. It can only ever give the data back."
+    "The exact denoiser of a finite data set: a mixture of points. It can only give the data back."
     def __init__(self, data: Tensor): # (n, ...)
         self.mixture = Mixture(data, 0.)
 
     def __call__(self, z: Tensor, # (b, ...)
                  sigma: float | Tensor # more than 0; one number, or (b,)
         ) -> Tensor: # (b, ...)
-        "The mean of the data, each weighed by how likely it became `z`. Raises `ValueError` unless sigma > 0."
+        """The mean of the data, each weighed by how likely it became `z`.
+        Raises `ValueError` unless sigma > 0."""
         return self.mixture.denoise(z, sigma)

@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def root() -> Path: return ROOT
 
 
-def run(*words, cwd=None, timeout=300, **env) -> subprocess.CompletedProcess: # a program and its arguments; stdout and stderr as text
-    return subprocess.run([str(w) for w in words], cwd=cwd, env=os.environ | {'PYTHONUNBUFFERED': '1'} | env, text=True, capture_output=True,
-                          stdin=subprocess.DEVNULL, timeout=timeout)
+def run(*words, cwd=None, timeout=300, **env
+    ) -> subprocess.CompletedProcess: # a program and its arguments; stdout and stderr as text
+    return subprocess.run([str(w) for w in words], cwd=cwd, env=os.environ | {'PYTHONUNBUFFERED': '1'} | env, text=True,
+                          capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout)
 
 
 def command(name: str) -> list[str]: # `ldm-train` as installed beside this Python, or else what it calls
@@ -25,7 +26,8 @@ def command(name: str) -> list[str]: # `ldm-train` as installed beside this Pyth
     return [sys.executable, '-m', f'ldm_nb.cli.{name.removeprefix("ldm-")}']
 
 
-def refused(r: subprocess.CompletedProcess) -> str: # the one line that a command which refuses its input must leave on stderr
+def refused(r: subprocess.CompletedProcess
+    ) -> str: # the one line that a command which refuses its input must leave on stderr
     assert r.returncode > 0, f'exit {r.returncode} for bad input\n{r.stdout}\n{r.stderr}'
     assert 'Traceback' not in r.stderr, r.stderr
     lines = [o for o in r.stderr.splitlines() if re.match(r'(\S+: )?error: ', o)]

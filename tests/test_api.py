@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.datasets.folders import ImageFolder
-from ldm_nb.datasets.postcards import Postcards
+from ldm_nb.fast.compile import ContextFirst
+from ldm_nb.data import ImageFolder, Postcards, show_images
 from ldm_nb.engine.files import find_pretrained
 
 NAME = 'postcards-text'
@@ -55,7 +55,8 @@ def test_the_caption_matters(ldm, eight):
     other = ldm.sample('a summer landscape at noon', n=2, **FEW)
     assert (other - eight[:2]).abs().mean() > .05
     free = ldm.sample(CAPTION, n=2, **FEW | dict(guidance=0.0))
-    assert (free - ldm.sample('a summer landscape at noon', n=2, **FEW | dict(guidance=0.0))).abs().max() <= 1e-4, 'guidance 0 is unconditional'
+    assert ((free - ldm.sample('a summer landscape at noon', n=2, **FEW | dict(guidance=0.0))).abs().max() <=
+            1e-4), 'guidance 0 is unconditional'
 
 
 def test_stream(ldm, eight):
@@ -82,7 +83,9 @@ def test_compiled_once_and_the_same(ldm): # keys and values are there before the
         return graph.forward
     fast = LatentDiffusion.from_pretrained(NAME)
     fast.net.compile(backend=backend)
-    for caption in (CAPTION, 'a lake at dusk'): assert torch.equal(fast.sample(caption, **FEW | dict(steps=2)), ldm.sample(caption, **FEW | dict(steps=2)))
+    fast.wrapper = ContextFirst(fast.net) # as `compile` does
+    for caption in (CAPTION, 'a lake at dusk'):
+        assert torch.equal(fast.sample(caption, **FEW | dict(steps=2)), ldm.sample(caption, **FEW | dict(steps=2)))
     assert len(made) == 1
 
 
@@ -96,10 +99,20 @@ def test_save_and_load(ldm, tmp_path):
     assert (again.sample(CAPTION, n=1, **FEW) - ldm.sample(CAPTION, n=1, **FEW)).abs().max() < 1e-4
 
 
+def test_doors(): # what users import hands on what stands elsewhere, and nothing else
+    import ldm_nb.data, ldm_nb.pretrained
+    assert set(ldm_nb.data.__all__) == {'Postcards', 'ImageFolder', 'show_images'}
+    assert set(ldm_nb.pretrained.__all__) == {'load_diffusers', 'load_compvis', 'save_diffusers', 'paper_model'}
+    assert all(callable(getattr(m, n)) and getattr(m, n).__module__ != m.__name__
+               for m in (ldm_nb.data, ldm_nb.pretrained) for n in m.__all__)
+    assert show_images(Postcards(2, 16)[0]['image'][None]) is not None
+
+
 def test_postcards():
     item = Postcards(n=8, size=64, seed=0)[3]
     assert {'image', 'caption', 'label', 'boxes', 'map', 'scene'} <= set(item)
-    assert item['image'].shape == (3, 64, 64) and item['image'].dtype == torch.float32 and item['image'].abs().max() <= 1
+    assert (item['image'].shape == (3, 64, 64) and item['image'].dtype == torch.float32 and
+            item['image'].abs().max() <= 1)
     assert item['map'].shape == (64, 64) and item['map'].dtype == torch.int64
     assert item['boxes'].shape[-1] == 5 and item['boxes'][:, 1:].min() >= 0 and item['boxes'][:, 1:].max() <= 1
     assert torch.equal(Postcards(n=4, size=64, seed=0)[3]['image'], item['image']), 'rendering depends on n'
@@ -115,7 +128,8 @@ def complaint(f, *kinds) -> str:
 
 
 @pytest.mark.parametrize('given, says', [
-    (dict(n=0), 'n=0'), (dict(n=-2), 'n=-2'), (dict(steps=0), 'steps=0'), (dict(steps=-1), 'steps=-1'), (dict(sampler='nope'), 'ddim'),
+    (dict(n=0), 'n=0'), (dict(n=-2), 'n=-2'), (dict(steps=0), 'steps=0'), (dict(steps=-1), 'steps=-1'),
+    (dict(sampler='nope'), 'ddim'),
     (dict(size=50), '50'), (dict(size=0), '0'), (dict(seed=-1), 'seed=-1')], ids=str)
 def test_bad_arguments(ldm, given, says): assert says in complaint(lambda: ldm.sample(CAPTION, **FEW | given))
 
@@ -141,8 +155,8 @@ def test_no_config(copy):
     assert 'config.json' in complaint(lambda: LatentDiffusion.from_pretrained(copy))
 
 
-@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:-1], lambda b: b'', lambda b: b'PK\x03\x04' + b[4:]],
-                         ids=['half', 'last byte', 'empty', 'zip'])
+@pytest.mark.parametrize('spoil', [lambda b: b[:len(b)//2], lambda b: b[:-1], lambda b: b'',
+                                   lambda b: b'PK\x03\x04' + b[4:]], ids=['half', 'last byte', 'empty', 'zip'])
 def test_damaged_weights(copy, spoil):
     f = copy/'model.safetensors'
     f.write_bytes(spoil(f.read_bytes()))
@@ -185,7 +199,8 @@ def test_image_folder(tmp_path):
     (tmp_path/'mixed/notes.txt').write_text('no image')
     Image.new('RGB', (40, 30)).save(tmp_path/'mixed/a.png')
     assert 'empty' in complaint(lambda: ImageFolder(tmp_path/'empty', 32))
-    with pytest.warns(UserWarning, match='skipped 1 .*notes.txt'): complaint(lambda: ImageFolder(tmp_path/'rubbish', 32))
+    with pytest.warns(UserWarning, match='skipped 1 .*notes.txt'):
+        complaint(lambda: ImageFolder(tmp_path/'rubbish', 32))
     with pytest.warns(UserWarning, match='skipped 1 .*notes.txt'): ds = ImageFolder(tmp_path/'mixed', 32)
     assert len(ds) == 1 and ds[0]['image'].shape == (3, 32, 32)
     complaint(lambda: ImageFolder(tmp_path/'nowhere', 32))

@@ -1,5 +1,6 @@
-"""The panels in a real browser: Debian's chromium, driven by playwright, against a JupyterLab and a Voila that are started here, on this machine alone.
-Screenshots stay in runs/screens. Without chromium or playwright these tests are skipped, and say so."""
+"""The panels in a real browser: Debian's chromium, driven by playwright, against a JupyterLab and a Voila that are
+started here, on this machine alone. Screenshots stay in runs/screens. Without chromium or playwright these tests are
+skipped, and say so."""
 import io
 import json
 import os
@@ -24,8 +25,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 
 try: from playwright.sync_api import TimeoutError as PlaywrightTimeout, sync_playwright
 except ImportError: sync_playwright = None
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason='no chromium here, so no panel was seen in a browser; on Debian: apt install chromium'),
-    pytest.mark.skipif(sync_playwright is None, reason="no playwright here, so no panel was seen in a browser; pip install -e '.[dev]'")]
+    pytest.mark.skipif(CHROMIUM is None,
+                       reason='no chromium here, so no panel was seen in a browser; on Debian: apt install chromium'),
+    pytest.mark.skipif(sync_playwright is None,
+                       reason="no playwright here, so no panel was seen in a browser; pip install -e '.[dev]'")]
 SCREENS = ROOT/'runs/screens'
 SECOND = 1000 # playwright counts milliseconds
 
@@ -39,10 +42,12 @@ def free_port() -> int:
 class Server: # a Jupyter server of our own; only what it started is ended
     def __init__(self, words: list, folder, health: str): # a command; {port} in it is where to listen
         self.port, self.log = free_port(), open(folder/'server.log', 'w+')
-        env = os.environ | dict(IN_TEST='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(folder/'config'),
+        env = os.environ | dict(IN_TEST='1', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT),
+                                JUPYTER_CONFIG_DIR=str(folder/'config'),
                                 IPYTHONDIR=str(folder/'ipython'), JUPYTER_RUNTIME_DIR=str(folder/'runtime'))
-        self.process = subprocess.Popen([w.replace('{port}', str(self.port)) for w in words], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=self.log,
-                                        stderr=subprocess.STDOUT, start_new_session=True)
+        self.process = subprocess.Popen([w.replace('{port}', str(self.port)) for w in words], cwd=folder, env=env,
+                                        stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT,
+                                        start_new_session=True)
         self.url = f'http://127.0.0.1:{self.port}'
         try: self.await_answer(health)
         except BaseException:
@@ -80,8 +85,9 @@ def settings(folder, **of): # plugin -> dict, as JupyterLab keeps them
 
 
 def lab_words(folder) -> list: # no token, no password: it listens on this machine alone
-    return [sys.executable, '-m', 'jupyterlab', '--port={port}', '--no-browser', '--ip=127.0.0.1', '--allow-root', '--IdentityProvider.token=',
-            '--ServerApp.password=', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder/"nbs"}',
+    return [sys.executable, '-m', 'jupyterlab', '--port={port}', '--no-browser', '--ip=127.0.0.1', '--allow-root',
+            '--IdentityProvider.token=', '--ServerApp.password=', '--ServerApp.port_retries=0',
+            f'--ServerApp.root_dir={folder/"nbs"}',
             f'--LabApp.user_settings_dir={folder/"settings"}', f'--LabApp.workspaces_dir={folder/"workspaces"}']
 
 
@@ -95,8 +101,9 @@ def write(path, *cells): # a notebook of code cells
 def browser():
     SCREENS.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking',
-                                                              '--disable-component-update', '--disable-sync'])
+        b = p.chromium.launch(executable_path=CHROMIUM,
+                              args=['--no-sandbox', '--disable-gpu', '--no-first-run',
+                                    '--disable-background-networking', '--disable-component-update', '--disable-sync'])
         yield b
         b.close()
 
@@ -105,7 +112,8 @@ def browser():
 def lab(tmp_path_factory): # every cell stays in the page: this version takes those that are out of sight out of it
     folder = tmp_path_factory.mktemp('lab')
     (folder/'nbs').mkdir()
-    settings(folder, notebook__tracker=dict(windowingMode='none'), apputils__notification=dict(fetchNews='false', checkForUpdates=False))
+    settings(folder, notebook__tracker=dict(windowingMode='none'),
+             apputils__notification=dict(fetchNews='false', checkForUpdates=False))
     server = Server(lab_words(folder), folder, '/api/status')
     server.folder = folder/'nbs'
     yield server
@@ -116,7 +124,8 @@ def lab(tmp_path_factory): # every cell stays in the page: this version takes th
 def page(browser, request): # a page whose errors fail the test; its last state is kept as a picture
     page = browser.new_page(viewport=dict(width=1280, height=1000))
     page.errors = []
-    page.on('console', lambda m: page.errors.append(f'{m.text} ({m.location.get("url", "")})') if m.type == 'error' else None)
+    page.on('console',
+            lambda m: page.errors.append(f'{m.text} ({m.location.get("url", "")})') if m.type == 'error' else None)
     page.on('pageerror', lambda e: page.errors.append(str(e)))
     page.set_default_timeout(30*SECOND)
     yield page
@@ -135,12 +144,14 @@ def menu(page, *items: str):
     for item in items[1:]: page.locator('.lm-Menu').get_by_text(item, exact=True).click()
 
 
-CELLS = "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell')].filter(c => c.querySelector('.cm-content').textContent.trim())"
+CELLS = ("[...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]"
+         ".filter(c => c.querySelector('.cm-content').textContent.trim())")
 PROMPT = "c.querySelector('.jp-InputPrompt').textContent"
 
 
 def run_all(page, seconds: float): # through the menu, to the last cell; fails on a cell that failed
-    for last_try in (False, False, True): # a kernel that has just said that it is ready may still miss the first request
+    # a kernel that has just said that it is ready may still miss the first request
+    for last_try in (False, False, True):
         menu(page, 'Run', 'Run All Cells')
         try:
             page.wait_for_function(f"() => {CELLS}.some(c => /\\[[*\\d]/.test({PROMPT}))", timeout=10*SECOND)
@@ -157,7 +168,8 @@ def shot(page, name: str): page.screenshot(path=SCREENS/f'{name}.png')
 
 def pixels(image) -> np.ndarray: # of an <img> of the page, (h, w, 3)
     data = image.evaluate('''async e => { const b = await (await fetch(e.src)).blob();
-        return await new Promise(r => { const f = new FileReader(); f.onload = () => r(f.result.split(',')[1]); f.readAsDataURL(b) }) }''')
+        return await new Promise(r => {
+            const f = new FileReader(); f.onload = () => r(f.result.split(',')[1]); f.readAsDataURL(b) }) }''')
     import base64
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB')).astype(int)
 
@@ -182,37 +194,43 @@ def patience() -> float: # how much longer than on an idle machine things may ta
     return max(1.5, 2*os.getloadavg()[0]/os.cpu_count())
 
 
-def opening(path, holding: str, folder): # a chapter up to the end of the section that holds a text; what follows takes minutes, and nbdev_test runs it
+def opening(path, holding: str, folder):
+    # a chapter up to the end of the section that holds a text; what follows takes minutes, and nbdev_test runs it
     nb = json.loads(path.read_text(encoding='utf-8'))
     at = next(k for k, c in enumerate(nb['cells']) if holding in ''.join(c['source']) and c['cell_type'] == 'code')
-    heads = [k for k, c in enumerate(nb['cells']) if c['cell_type'] == 'markdown' and re.search(r'^## ', ''.join(c['source']), re.M) and k > at]
+    heads = [k for k, c in enumerate(nb['cells'])
+             if c['cell_type'] == 'markdown' and re.search(r'^## ', ''.join(c['source']), re.M) and k > at]
     if not os.environ.get('WHOLE_CHAPTER'): nb['cells'] = nb['cells'][:heads[0]]
     (folder/path.name).write_text(json.dumps(nb), encoding='utf-8')
 
 
-def test_noise_slider_of_chapter_06(page, lab): # WHOLE_CHAPTER=1 pytest ... runs all of it
-    opening(ROOT/'nbs/06_diffusion.ipynb', 'noise_slider(', lab.folder)
-    open_notebook(page, lab, '06_diffusion.ipynb')
+def test_noise_slider_of_chapter_03(page, lab): # WHOLE_CHAPTER=1 pytest ... runs all of it
+    opening(ROOT/'nbs/story/03_diffusion.ipynb', 'noise_slider(', lab.folder)
+    open_notebook(page, lab, '03_diffusion.ipynb')
     run_all(page, 300 if os.environ.get('WHOLE_CHAPTER') else 100)
     slider, image = page.get_by_role('slider').first, page.locator('img[alt^="the picture at t"]')
     image.scroll_into_view_if_needed()
     clean = pixels(image)
-    shot(page, '06-noise-before')
+    shot(page, '03-noise-before')
     slider.focus()
     assert '999' in changes(page, image, lambda: page.keyboard.press('End'))
     drowned = pixels(image)
-    shot(page, '06-noise-after')
+    shot(page, '03-noise-after')
     assert abs(drowned - clean).mean() > 30 and np.corrcoef(clean.ravel(), drowned.ravel())[0, 1] < .2
     assert 't = 998' in changes(page, image, lambda: page.keyboard.press('ArrowLeft'))
     box = slider.locator('xpath=ancestor::*[contains(@class, "noUi-target")]').bounding_box()
-    changes(page, image, lambda: page.mouse.click(box['x'] + box['width']*.25, box['y'] + box['height']/2))      # with the mouse
+    # with the mouse
+    changes(page, image, lambda: page.mouse.click(box['x'] + box['width']*.25, box['y'] + box['height']/2))
     assert not page.errors, page.errors
 
 
-LAYOUT = ("from ldm_nb.lab.canvas import layout_editor\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.metrics.reader import load_reader",
+LAYOUT = ("from ldm_nb.lab.canvas import layout_editor\nfrom ldm_nb.core import LatentDiffusion\n"
+          "from ldm_nb.metrics.reader import load_reader",
           "editor = layout_editor(LatentDiffusion.from_pretrained('postcards-layout'), reader=load_reader())\neditor")
-MASK = ("from ldm_nb.lab.canvas import mask_painter\nfrom ldm_nb.core import LatentDiffusion\nfrom ldm_nb.data import Postcards",
-        "painter = mask_painter(LatentDiffusion.from_pretrained('postcards-inpaint'), Postcards(64, 64, seed=3)[40]['image'])\npainter")
+MASK = ("from ldm_nb.lab.canvas import mask_painter\nfrom ldm_nb.core import LatentDiffusion\n"
+        "from ldm_nb.datasets.postcards import Postcards",
+        "painter = mask_painter(LatentDiffusion.from_pretrained('postcards-inpaint'), "
+        "Postcards(64, 64, seed=3)[40]['image'])\npainter")
 
 
 def point(canvas, x: float, y: float) -> tuple: # fractions of a canvas -> the page
@@ -236,7 +254,9 @@ def test_draw_a_box(page, lab):
     write(lab.folder/'layout.ipynb', *LAYOUT)
     open_notebook(page, lab, 'layout.ipynb')
     run_all(page, 60)
-    canvas, words, image = page.locator('canvas.ldm-boxes'), page.get_by_placeholder('house .2'), page.locator('img[alt^="a picture of"]')
+    canvas = page.locator('canvas.ldm-boxes')
+    words = page.get_by_placeholder('house .2')
+    image = page.locator('img[alt^="a picture of"]')
     assert not image.count() and page.get_by_text('No boxes yet').count()
     page.mouse.click(*point(canvas, .5, .5))                                  # an empty drawing: a click
     page.wait_for_timeout(300)
@@ -248,7 +268,8 @@ def test_draw_a_box(page, lab):
     said = page.locator('figcaption', has_text='the reader').inner_text()
     print(f'{words.input_value()}; {said}')
     assert 'house found' in said, said
-    seconds = changes_within(page, image, lambda: drag(page, canvas, (.45, .6), (.9, .6), (1.4, .6)))   # dragged outside: it stays in the picture
+    # dragged outside: it stays in the picture
+    seconds = changes_within(page, image, lambda: drag(page, canvas, (.45, .6), (.9, .6), (1.4, .6)))
     print(f'preview after {seconds:.2f} s')
     page.wait_for_function('([e]) => / 1\\.00 /.test(e.value)', arg=[words.element_handle()])
     assert words.input_value().count('house') == 1 and seconds < 2*patience(), seconds
@@ -278,7 +299,8 @@ def test_paint_a_mask(page, lab):
     before, after = Postcards(64, 64, seed=3)[40]['image'], pixels(image)
     differs = (to_uint8(before).astype(int) != after).any(-1)
     # of some hundred redrawn pixels one may, in 8 bits, come out just as it was
-    assert outside == 0 and inside > 50 and inside - 2 <= differs.sum() <= inside and not differs[:, :32].any(), (inside, outside, differs.sum())
+    assert (outside == 0 and inside > 50 and inside - 2 <= differs.sum() <= inside and
+            not differs[:, :32].any()), (inside, outside, differs.sum())
     page.get_by_role('button', name='Mask all').click()                       # a mask over everything
     page.get_by_text('all of it is invented').wait_for()
     page.get_by_role('button', name='Clear').click()
@@ -289,7 +311,8 @@ def test_paint_a_mask(page, lab):
     assert not page.errors, page.errors
 
 
-NOISE = ("from ldm_nb.data import Postcards\nfrom ldm_nb.diffusion import Schedule\nfrom ldm_nb.widgets import noise_slider",
+NOISE = ("from ldm_nb.datasets.postcards import Postcards\nfrom ldm_nb.diffusion import Schedule\n"
+         "from ldm_nb.lab.widgets import noise_slider",
          "noise_slider(Schedule(), Postcards(64, 64, seed=3)[40]['image'])")
 
 
@@ -299,21 +322,24 @@ def test_restart_with_a_panel_on_the_page(page, lab):
     run_all(page, 60)
     slider, image = page.get_by_role('slider').first, page.locator('img[alt^="the picture at t"]')
     menu(page, 'Kernel', 'Restart Kernel…')
-    page.get_by_role('button', name='Confirm Kernel Restart').or_(page.locator('.jp-Dialog .jp-mod-accept')).first.click()
+    page.get_by_role('button',
+                     name='Confirm Kernel Restart').or_(page.locator('.jp-Dialog .jp-mod-accept')).first.click()
     page.wait_for_timeout(1500)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for(timeout=60*SECOND)
     if slider.count(): # the controls may stay; nobody answers them, and the line beneath says what to do
         slider.focus()
         page.keyboard.press('End')
         page.wait_for_timeout(500)
-    assert page.get_by_text('after a restart, run this cell again').count() and page.locator('.jp-OutputArea img[src^="data:image/jpeg"]').count()
+    assert (page.get_by_text('after a restart, run this cell again').count() and
+            page.locator('.jp-OutputArea img[src^="data:image/jpeg"]').count())
     run_all(page, 60)
     slider.focus()
     assert '999' in changes(page, image, lambda: page.keyboard.press('End'))
     assert not page.errors, page.errors
 
 
-def test_front_end_without_widgets(page, lab): # the extension does not load: the strip is there, and a line that says why
+def test_front_end_without_widgets(page, lab):
+    # the extension does not load: the strip is there, and a line that says why
     page.route('**/jupyterlab-manager/**', lambda route: route.abort())
     write(lab.folder/'without.ipynb', *NOISE)
     open_notebook(page, lab, 'without.ipynb')
@@ -326,13 +352,15 @@ def test_front_end_without_widgets(page, lab): # the extension does not load: th
 @pytest.fixture(scope='module')
 def app(tmp_path_factory): # what `make app` serves
     folder = tmp_path_factory.mktemp('app')
-    server = Server(['make', '-C', str(ROOT), 'app', 'PORT={port}', f'VENV={sys.prefix}', 'READY=1'], folder, '/voila/static/voila.js')
+    server = Server(['make', '-C', str(ROOT), 'app', 'PORT={port}', f'VENV={sys.prefix}', 'READY=1'],
+                    folder, '/voila/static/voila.js')
     yield server
     server.stop()
 
 
 def test_the_app(page, app):
-    page.route('https://cdn.jsdelivr.net/**', lambda route: route.fulfill(body=''))    # Voila's page asks the web for icons; no panel has any
+    # Voila's page asks the web for icons; no panel has any
+    page.route('https://cdn.jsdelivr.net/**', lambda route: route.fulfill(body=''))
     page.goto(app.url, timeout=90*SECOND)
     image = page.locator('img[alt^="the picture at t"]')
     image.wait_for(timeout=60*SECOND)
@@ -345,7 +373,7 @@ def test_the_app(page, app):
     drawn = page.locator('img[alt^="w ="]')
     drawn.wait_for()
     page.get_by_role('slider').locator('visible=true').first.focus()
-    for _ in range(10): page.keyboard.press('ArrowRight')                     # ten moves during a run: the last one counts
+    for _ in range(10): page.keyboard.press('ArrowRight')  # ten moves during a run: the last one counts
     page.locator('img[alt^="w = 8,"]').wait_for()
     page.get_by_text('finished', exact=False).locator('visible=true').first.wait_for()
     assert drawn.get_attribute('alt').startswith('w = 8, ')

@@ -1,4 +1,5 @@
-"The latent cache killed with SIGKILL, between two shards and in the middle of writing one: it goes on, and nothing is done twice or differently."
+"""The latent cache killed with SIGKILL, between two shards and in the middle of writing one: it goes on, and nothing
+is done twice or differently."""
 import os
 import signal
 import subprocess
@@ -13,12 +14,13 @@ from ldm_nb.engine.cache import LatentCache, encode_dataset
 
 N, SHARD = 96, 16
 
-# encodes N pictures into argv[1]; argv[2] is a number of calls of the encoder after which it is slow, argv[3] of the shard that is cut in half by SIGKILL
+# encodes N pictures into argv[1]; argv[2] is a number of calls of the encoder after which it is slow, argv[3] of the
+# shard that is cut in half by SIGKILL
 ENCODE = textwrap.dedent('''
     import os, signal, sys, time
     from pathlib import Path
     import torch
-    from ldm_nb import cache
+    from ldm_nb.engine import cache
     sys.path.insert(0, os.path.join(sys.argv[4], 'tests'))
     from test_cache import first_stage, pictures, SHARD
     ae, calls, saved = first_stage(), 0, 0
@@ -36,11 +38,13 @@ ENCODE = textwrap.dedent('''
             os.truncate(path, os.path.getsize(path)//2)
             os.kill(os.getpid(), signal.SIGKILL)
     ae.posterior, cache.save_file = posterior, cut
-    cache.encode_dataset(ae, 'v1', pictures(), sys.argv[1], batch_size=8, shard=SHARD, variants=('plain', 'mirror', 'crops:1x16'), quiet=True)
+    cache.encode_dataset(ae, 'v1', pictures(), sys.argv[1], batch_size=8, shard=SHARD,
+                         variants=('plain', 'mirror', 'crops:1x16'), quiet=True)
 ''')
 
 
-def pictures() -> torch.Tensor: return torch.randint(256, (N, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+def pictures() -> torch.Tensor:
+    return torch.randint(256, (N, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
 
 def first_stage() -> Autoencoder: # small, with weights that are the same in every process
@@ -52,19 +56,21 @@ def encode(folder) -> tuple[LatentCache, int]: # and how many batches were encod
     ae, calls = first_stage(), []
     once = ae.posterior
     ae.posterior = lambda x: (calls.append(len(x)), once(x))[1]
-    cache = encode_dataset(ae, 'v1', pictures(), folder, batch_size=8, shard=SHARD, variants=('plain', 'mirror', 'crops:1x16'), quiet=True)
+    cache = encode_dataset(ae, 'v1', pictures(), folder, batch_size=8, shard=SHARD,
+                           variants=('plain', 'mirror', 'crops:1x16'), quiet=True)
     return cache, len(calls)
 
 
 def start(folder, root, calls=10**6, cut=0) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, '-c', ENCODE, folder, str(calls), str(cut), root], env=os.environ | dict(OMP_NUM_THREADS='1'))
+    return subprocess.Popen([sys.executable, '-c', ENCODE, folder, str(calls), str(cut), root],
+                            env=os.environ | dict(OMP_NUM_THREADS='1'))
 
 
 def shards(folder) -> dict: return {p.name: p.read_bytes() for p in folder.glob('[0-9]*.safetensors')}
 
 
 @pytest.fixture(scope='module')
-def check_int(tmp_path_factory): # a cache that nobody disturbed
+def whole(tmp_path_factory): # a cache that nobody disturbed
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp('whole')
     assert encode(folder)[1] == N//8
@@ -80,11 +86,13 @@ def go_on(folder, whole, left): # `left` shards are missing; the others must sta
     assert {k: (folder/k).stat().st_mtime_ns for k in times} == times
     assert shards(folder) == shards(whole) and (folder/'index.json').read_bytes() == (whole/'index.json').read_bytes()
     i = torch.randperm(N)
-    for v in range(3): assert torch.equal(cache.moments(i, torch.full((N,), v))[1], LatentCache(whole).moments(i, torch.full((N,), v))[1])
+    for v in range(3):
+        assert torch.equal(cache.moments(i, torch.full((N,), v))[1],
+                           LatentCache(whole).moments(i, torch.full((N,), v))[1])
 
 
 def test_killed_between_shards(root, tmp_path, whole):
-    p = start(tmp_path, root, calls=5)                                       # two batches a shard: it hangs in the second batch of the third
+    p = start(tmp_path, root, calls=5)  # two batches a shard: it hangs in the second batch of the third
     try:
         for _ in range(600):
             if len(shards(tmp_path)) == 2: break
@@ -97,7 +105,7 @@ def test_killed_between_shards(root, tmp_path, whole):
 
 def test_killed_while_writing(root, tmp_path, whole):
     assert start(tmp_path, root, cut=4).wait(timeout=120) == -signal.SIGKILL
-    assert len(list(tmp_path.glob('.*.tmp'))) == 1                           # the half that was written is under another name
+    assert len(list(tmp_path.glob('.*.tmp'))) == 1  # the half that was written is under another name
     go_on(tmp_path, whole, left=3)
 
 

@@ -1,4 +1,5 @@
-"ldm-train and ldm-sample as a person calls them: help, a tiny run of every stage, resume, kill -9, and one line for each kind of bad input."
+"""ldm-train and ldm-sample as a person calls them: help, a tiny run of every stage, resume, kill -9, and one line for
+each kind of bad input."""
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import pytest
 import torch
 from conftest import command, refused, run
+from ldm_nb.cli.recipes import train_autoencoder, train_diffusion
 from ldm_nb.engine.checkpoints import checkpoints
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -38,7 +40,7 @@ def ldm(work, ae): # and a diffusion model of six on top of it
     return work/'ldm'
 
 
-def check_int(folder): # what a finished training leaves
+def finished(folder): # what a finished training leaves
     assert {'config.json', 'model.safetensors', 'checkpoints'} <= {p.name for p in folder.iterdir()}
     assert isinstance(json.loads((folder/'config.json').read_text()), dict)
     w = load_file(folder/'model.safetensors')
@@ -52,22 +54,23 @@ COMMON = '--data --preset --out --steps --batch-size --lr --seed --device --prec
 
 @pytest.mark.parametrize('words, options', [
     (TRAIN, 'autoencoder diffusion reader'), ([*TRAIN, 'autoencoder'], COMMON + ' --f --regulariser'),
-    ([*TRAIN, 'diffusion'], COMMON + ' --autoencoder --condition'), (SAMPLE, '--model --n --steps --guidance --seed --out')], ids=range(4))
+    ([*TRAIN, 'diffusion'], COMMON + ' --autoencoder --condition'),
+    (SAMPLE, '--model --n --steps --guidance --seed --out')], ids=range(4))
 def test_help(words, options):
     r = run(*words, '--help')
     assert r.returncode == 0 and not [o for o in options.split() if o not in r.stdout], r.stdout + r.stderr
 
 
-def test_autoencoder(ae): check_int(ae)
+def test_autoencoder(ae): finished(ae)
 
 
-def test_diffusion(ldm): check_int(ldm)
+def test_diffusion(ldm): finished(ldm)
 
 
 def test_reader(work):
     r = run(*TRAIN, 'reader', '--preset', 'tiny', '--steps', 3, '--out', work/'reader')
     assert r.returncode == 0, r.stderr
-    check_int(work/'reader')
+    finished(work/'reader')
 
 
 def test_dry_run_writes_nothing(work):
@@ -83,7 +86,8 @@ def test_sample(ldm, work):
     im.load()
     assert im.width >= 2*32 and im.height >= 32
     first = out.read_bytes()
-    assert run(*SAMPLE, '--model', ldm, CAPTION, '--n', 2, '--steps', 3, '--guidance', 2, '--seed', 0, '--out', out).returncode == 0
+    assert run(*SAMPLE, '--model', ldm, CAPTION, '--n', 2, '--steps', 3, '--guidance', 2, '--seed', 0, '--out',
+               out).returncode == 0
     assert out.read_bytes() == first, 'the same seed gives the same file'
 
 
@@ -94,20 +98,22 @@ def test_sample_warns_of_unknown_words(ldm, work):
 
 def test_resume_of_a_finished_run(ldm, work):
     before = load_file(ldm/'model.safetensors')
-    r = run(*TRAIN, 'diffusion', *TINY, '--autoencoder', work/'ae', '--condition', 'text', '--steps', 6, '--out', ldm, '--resume')
+    r = run(*TRAIN, 'diffusion', *TINY, '--autoencoder', work/'ae', '--condition', 'text', '--steps', 6, '--out',
+            ldm, '--resume')
     assert r.returncode == 0 and 'resumed at step 6' in r.stdout + r.stderr, r.stdout + r.stderr
-    after = check_int(ldm)
+    after = finished(ldm)
     assert all(torch.equal(v, after[k]) for k, v in before.items())
 
 
 def test_resume_with_nothing_there(work):
     r = run(*TRAIN, 'autoencoder', *TINY, '--steps', 2, '--out', work/'new', '--resume')
     assert r.returncode == 0 and not re.search(r'resumed at step [1-9]', r.stdout + r.stderr), r.stderr
-    check_int(work/'new')
+    finished(work/'new')
 
 
 def start(log, *words): # a training in the background; its output goes to the file `log`
-    return subprocess.Popen([str(w) for w in words], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=os.environ | {'PYTHONUNBUFFERED': '1'})
+    return subprocess.Popen([str(w) for w in words], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                            env=os.environ | {'PYTHONUNBUFFERED': '1'})
 
 
 def wait_for(seen, p, log, seconds=150): # poll until seen() or the process ends
@@ -117,13 +123,15 @@ def wait_for(seen, p, log, seconds=150): # poll until seen() or the process ends
         time.sleep(.05)
 
 
-def test_kill_and_resume(work): # kill -9 in the middle of training leaves a checkpoint that loads, and --resume goes on from it
+def test_kill_and_resume(work):
+    # kill -9 in the middle of training leaves a checkpoint that loads, and --resume goes on from it
     out, words = work/'killed', [*TRAIN, 'autoencoder', *TINY, '--f', 4, '--regulariser', 'kl', '--steps', 100_000]
     with open(work/'log', 'w') as log:
         for k in range(2):
             before = checkpoints(out)
             p = start(log, *words, '--out', out, *(['--resume'] if k else []))
-            try: wait_for(lambda: checkpoints(out) and checkpoints(out) != before, p, log) # it has written one of its own
+            # it has written one of its own
+            try: wait_for(lambda: checkpoints(out) and checkpoints(out) != before, p, log)
             finally:
                 os.kill(p.pid, signal.SIGKILL)
                 p.wait()
@@ -171,8 +179,10 @@ def spoilt(ldm, work): # model folders, each with its own fault
 
 
 @pytest.mark.parametrize('given, says', [
-    (dict(model='no-such-model'), ['no-such-model']), (dict(model='noconfig'), ['config.json']), (dict(model='truncated'), ['model.safetensors']),
-    (dict(model='foreign'), ['foreign']), (dict(model='shape'), ['{key}', '(1, 2, 3, 3)']), (dict(caption=''), ['caption']),
+    (dict(model='no-such-model'), ['no-such-model']), (dict(model='noconfig'), ['config.json']),
+    (dict(model='truncated'), ['model.safetensors']),
+    (dict(model='foreign'), ['foreign']), (dict(model='shape'), ['{key}', '(1, 2, 3, 3)']),
+    (dict(caption=''), ['caption']),
     (dict(n=0), ['n']), (dict(steps=0), ['steps']), (dict(size=50), ['50']), (dict(out='file'), ['file'])], ids=str)
 def test_sample_refuses(ldm, spoilt, work, given, says):
     given = dict(given)
@@ -185,8 +195,10 @@ def test_sample_refuses(ldm, spoilt, work, given, says):
 
 
 @pytest.mark.parametrize('given, says', [
-    (dict(data='no-such-data'), 'no-such-data'), (dict(data='empty'), 'empty'), (dict(data='rubbish'), 'rubbish'), (dict(steps=0), 'steps'),
-    (dict(preset='huge'), 'laptop'), (dict(out='file'), 'file'), (dict(accumulate=3), 'a batch size that 3 divides'), (dict(device='cuda:99'), 'cuda'),
+    (dict(data='no-such-data'), 'no-such-data'), (dict(data='empty'), 'empty'), (dict(data='rubbish'), 'rubbish'),
+    (dict(steps=0), 'steps'),
+    (dict(preset='huge'), 'laptop'), (dict(out='file'), 'file'), (dict(accumulate=3), 'a batch size that 3 divides'),
+    (dict(device='cuda:99'), 'cuda'),
     (dict(precision='fp16', device='cpu'), 'bf16'), (dict(tracker='no-such-tracker'), 'no-such-tracker')], ids=str)
 def test_train_refuses(spoilt, work, given, says):
     given = dict(preset='tiny', data='postcards', steps=2) | given
@@ -202,10 +214,12 @@ def test_resume_with_other_settings(ae): # the differences, all of them
     assert 'add --resume' in refused(run(*TRAIN, 'autoencoder', *TINY, '--steps', 4, '--out', ae))
 
 
-def test_a_folder_smaller_than_a_batch(work): # warns, and trains all the same; with a prepared batch ahead it is the same run
+def test_a_folder_smaller_than_a_batch(work):
+    # warns, and trains all the same; with a prepared batch ahead it is the same run
     (work/'two').mkdir()
     for k in range(2): Image.new('RGB', (64, 64), (k*200, 40, 90)).save(work/'two'/f'{k}.png')
-    words = [*TRAIN, 'autoencoder', '--preset', 'tiny', '--data', work/'two', '--steps', 3, '--precision', 'fp32', '--tracker', 'none', '--quiet', '--out']
+    words = [*TRAIN, 'autoencoder', '--preset', 'tiny', '--data', work/'two', '--steps', 3, '--precision', 'fp32',
+             '--tracker', 'none', '--quiet', '--out']
     r = run(*words, work/'few')
     assert r.returncode == 0 and 'warning: 2 picture(s) for batches of 4' in r.stderr, r.stderr
     assert run(*words, work/'ahead', '--workers', 2).returncode == 0
@@ -213,9 +227,10 @@ def test_a_folder_smaller_than_a_batch(work): # warns, and trains all the same; 
     assert all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-@pytest.mark.parametrize('stage, option, value, who', [('diffusion', '--f', 8, 'autoencoder'), ('autoencoder', '--condition', 'map', 'diffusion'),
-                                                       ('reader', '--data', 'photos', 'autoencoder and diffusion'),
-                                                       ('diffusion', '--kl-weight', '1e-6', 'autoencoder')])
+@pytest.mark.parametrize('stage, option, value, who',
+                         [('diffusion', '--f', 8, 'autoencoder'), ('autoencoder', '--condition', 'map', 'diffusion'),
+                          ('reader', '--data', 'photos', 'autoencoder and diffusion'),
+                          ('diffusion', '--kl-weight', '1e-6', 'autoencoder')])
 def test_options_of_another_stage(work, stage, option, value, who):
     said = refused(run(*TRAIN, stage, '--preset', 'tiny', option, value, '--dry-run', '--out', work/'other'))
     assert f'{option}: {who} alone' in said and stage in said
@@ -226,7 +241,8 @@ def test_dry_run_says_what_it_would_take(work):
     assert r.returncode == 0 and 'ten timed steps on cpu' in r.stdout and not (work/'dry').exists(), r.stdout + r.stderr
     r = run(*TRAIN, 'diffusion', '--preset', 'paper', '--dry-run', '--on', 'v100', '--out', work/'dry')
     assert r.returncode == 0 and '872.30M' in r.stdout and 'does not fit' in r.stdout, r.stdout + r.stderr
-    assert 'h200' in refused(run(*TRAIN, 'diffusion', '--preset', 'tiny', '--dry-run', '--on', 'abacus', '--out', work/'dry'))
+    assert 'h200' in refused(run(*TRAIN, 'diffusion', '--preset', 'tiny', '--dry-run', '--on', 'abacus',
+                                 '--out', work/'dry'))
 
 
 def test_train_names_what_it_skips(spoilt, work): # the count and the name of what is no image, before the refusal
@@ -235,10 +251,54 @@ def test_train_names_what_it_skips(spoilt, work): # the count and the name of wh
 
 
 def test_diffusion_refuses_an_unknown_autoencoder(work):
-    assert 'no-such-ae' in refused(run(*TRAIN, 'diffusion', *TINY, '--autoencoder', 'no-such-ae', '--condition', 'text', '--steps', 2, '--out', work/'refused'))
+    assert 'no-such-ae' in refused(run(*TRAIN, 'diffusion', *TINY, '--autoencoder', 'no-such-ae', '--condition', 'text',
+                                       '--steps', 2, '--out', work/'refused'))
     assert not (work/'refused').exists()
 
 
 def test_module_form(): # torchrun -m ldm_nb.cli.train ... is the same command
     r = run(sys.executable, '-m', 'ldm_nb.cli.train', 'autoencoder', '--help')
     assert r.returncode == 0 and '--preset' in r.stdout, r.stderr
+
+
+# ---- checkpoints of the format before this one ----
+
+OLD_NAMES = dict(lr_schedule='rate', prediction_type='kind', logit_normal_share='focus')
+
+
+def old_form(path): # write a checkpoint in the names it had before there was a format
+    state = torch.load(path, weights_only=True)
+    assert state.pop('format') == 2
+    guard, adversary = (state['callbacks'].get(k) for k in ('ExplosionGuard', 'AdversaryStep'))
+    del state['callbacks']
+    state['settings'] = {OLD_NAMES.get(k, k): v for k, v in state['settings'].items()}
+    torch.save(state | dict(watched=[guard['first'], guard['lowest'], guard['last']], second=adversary), path)
+
+
+@pytest.mark.parametrize('train, more', [(train_diffusion, {}),
+                                         (train_autoencoder, dict(regulariser='vq', restarts=5, adversary_start=4))])
+def test_an_old_checkpoint_resumes(tmp_path, train, more): # to the weights of the run that was never stopped
+    how = dict(preset='tiny', n=40, steps=12, save_every=6, device='cpu', precision='fp32', quiet=True, **more)
+    train(tmp_path/'x', **how)
+    before = load_file(tmp_path/'x'/'model.safetensors')
+    (tmp_path/'x'/'checkpoints'/'step-0000012.pt').unlink()
+    old_form(checkpoints(tmp_path/'x')[0])
+    train(tmp_path/'x', resume=True, **how)
+    after = load_file(tmp_path/'x'/'model.safetensors')
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert torch.load(checkpoints(tmp_path/'x')[0], weights_only=True)['format'] == 2
+
+
+def test_a_setting_that_no_version_knew_is_named(tmp_path):
+    how = dict(preset='tiny', n=40, steps=2, device='cpu', precision='fp32', quiet=True)
+    train_autoencoder(tmp_path, **how)
+    path = checkpoints(tmp_path)[0]
+    state = torch.load(path, weights_only=True)
+    for settings, says in ((dict(lr_shedule='one_cycle'),
+                            "'lr_shedule' that no version knew; did you mean 'lr_schedule'"),
+                           (dict(raet='one_cycle'), "'raet' that no version knew; did you mean 'rate'")):
+        torch.save(state |
+                   dict(settings={k: v for k, v in state['settings'].items() if k != 'lr_schedule'} | settings), path)
+        with pytest.raises(ValueError, match=re.escape(says)): train_autoencoder(tmp_path, resume=True, **how)
+    torch.save(state | dict(format=3), path)
+    with pytest.raises(ValueError, match='written by a newer one'): train_autoencoder(tmp_path, resume=True, **how)

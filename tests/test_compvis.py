@@ -1,4 +1,5 @@
-"Checkpoints of the paper's code: names, shapes and numbers against modules written here from its description, and against diffusers' converters."
+"""Checkpoints of the paper's code: names, shapes and numbers against modules written here from its description, and
+against diffusers' converters."""
 import pickle
 import warnings
 from types import SimpleNamespace
@@ -67,7 +68,8 @@ class LegacyAttention(nn.Module):
 
     def forward(self, x, *_):
         b, c, h, w = x.shape
-        y = self.qkv(self.norm(x).reshape(b, c, -1)).reshape(b*self.heads, 3*c//self.heads, h*w)    # heads first, then q, k, v
+        # heads first, then q, k, v
+        y = self.qkv(self.norm(x).reshape(b, c, -1)).reshape(b*self.heads, 3*c//self.heads, h*w)
         q, k, v = y.split(c//self.heads, dim=1)
         s = (c//self.heads)**-.25
         a = torch.softmax(torch.einsum('bct,bcs->bts', q*s, k*s), -1)
@@ -78,10 +80,12 @@ class CrossAttention(nn.Module):
     def __init__(self, ch, context, heads, dim):
         super().__init__()
         self.heads = heads
-        self.to_q, self.to_k, self.to_v = nn.Linear(ch, heads*dim, bias=False), *(nn.Linear(context, heads*dim, bias=False) for _ in range(2))
+        self.to_q, self.to_k, self.to_v = (nn.Linear(ch, heads*dim, bias=False),
+                                           *(nn.Linear(context, heads*dim, bias=False) for _ in range(2)))
 
     def mix(self, x, context):
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                   for y in (self.to_q(x), self.to_k(context), self.to_v(context)))
         return ((q @ k.mT*q.shape[-1]**-.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
@@ -106,7 +110,8 @@ class Gate(nn.Module):
 class Feed(nn.Module):
     def __init__(self, ch, gate):
         super().__init__()
-        self.net = nn.Sequential(Gate(ch, 4*ch) if gate else nn.Sequential(nn.Linear(ch, 4*ch), nn.GELU()), nn.Dropout(0.), nn.Linear(4*ch, ch))
+        self.net = nn.Sequential(Gate(ch, 4*ch) if gate else nn.Sequential(nn.Linear(ch, 4*ch), nn.GELU()),
+                                 nn.Dropout(0.), nn.Linear(4*ch, ch))
 
     def forward(self, x): return self.net(x)
 
@@ -114,7 +119,9 @@ class Feed(nn.Module):
 class Block(nn.Module):
     def __init__(self, ch, context, heads):
         super().__init__()
-        self.attn1, self.ff, self.attn2 = UNetAttention(ch, ch, heads), Feed(ch, True), UNetAttention(ch, context, heads)
+        self.attn1 = UNetAttention(ch, ch, heads)
+        self.ff = Feed(ch, True)
+        self.attn2 = UNetAttention(ch, context, heads)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(ch) for _ in range(3))
 
     def forward(self, x, context):
@@ -142,7 +149,8 @@ class PublishedUNet(nn.Module):
         super().__init__()
         ch, mult, n, factors = p['model_channels'], p['channel_mult'], p['num_res_blocks'], p['attention_resolutions']
         res = lambda a, b, way=None: Res(a, 4*ch, b, p.get('use_scale_shift_norm', False), way)
-        down, up = ((lambda c: res(c, c, 'down')), (lambda c: res(c, c, 'up'))) if p.get('resblock_updown') else (Down, Up)
+        down, up = (((lambda c: res(c, c, 'down')), (lambda c: res(c, c, 'up'))) if p.get('resblock_updown')
+                    else (Down, Up))
 
         def attention(c):
             heads = c//p['num_head_channels'] if 'num_head_channels' in p else p['num_heads']
@@ -176,7 +184,8 @@ class PublishedUNet(nn.Module):
     def forward(self, x, t, context=None):
         angle = t[:, None].float()*torch.exp(-torch.log(torch.tensor(10000.))*torch.arange(self.ch//2)/(self.ch//2))
         emb = self.time_embed(torch.cat([angle.cos(), angle.sin()], -1))
-        run = lambda parts, h: [h := part(h) if isinstance(part, nn.Conv2d) else part(h, emb, context) for part in parts][-1]
+        run = lambda parts, h: [h := part(h) if isinstance(part, nn.Conv2d) else part(h, emb, context)
+                                for part in parts][-1]
         kept = []
         for parts in self.input_blocks: kept.append(x := run(parts, x))
         x = run(self.middle_block, x)
@@ -187,7 +196,10 @@ class PublishedUNet(nn.Module):
 class AERes(nn.Module):
     def __init__(self, ch, out):
         super().__init__()
-        self.norm1, self.conv1, self.norm2, self.conv2 = gn(ch, 1e-6), nn.Conv2d(ch, out, 3, padding=1), gn(out, 1e-6), nn.Conv2d(out, out, 3, padding=1)
+        self.norm1 = gn(ch, 1e-6)
+        self.conv1 = nn.Conv2d(ch, out, 3, padding=1)
+        self.norm2 = gn(out, 1e-6)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         if ch != out: self.nin_shortcut = nn.Conv2d(ch, out, 1)
 
     def forward(self, x):
@@ -211,9 +223,12 @@ class Half(nn.Module): # of a first stage
     def __init__(self, d, decoder):
         super().__init__()
         ch, mult, z, wide = d['ch'], d['ch_mult'], d['z_channels'], d.get('attn_type') != 'none'
-        self.decoder, c, res = decoder, d['ch']*(mult[-1] if decoder else 1), d['resolution']//(2**(len(mult) - 1) if decoder else 1)
+        self.decoder = decoder
+        c = d['ch']*(mult[-1] if decoder else 1)
+        res = d['resolution']//(2**(len(mult) - 1) if decoder else 1)
         self.conv_in, levels = nn.Conv2d(z if decoder else d['in_channels'], c, 3, padding=1), {}
-        mid = lambda c: nn.ModuleDict(dict(block_1=AERes(c, c)) | (dict(attn_1=AEAttention(c)) if wide else {}) | dict(block_2=AERes(c, c)))
+        mid = lambda c: nn.ModuleDict(dict(block_1=AERes(c, c)) | (dict(attn_1=AEAttention(c)) if wide else {}) |
+                                      dict(block_2=AERes(c, c)))
         if decoder: self.mid = mid(c)
         for k in (reversed(range(len(mult))) if decoder else range(len(mult))):
             level = levels[k] = nn.Module()
@@ -228,7 +243,8 @@ class Half(nn.Module): # of a first stage
                 level.downsample.conv = nn.Conv2d(c, c, 3, stride=2)
         setattr(self, 'up' if decoder else 'down', nn.ModuleList(levels[k] for k in range(len(mult))))
         if not decoder: self.mid = mid(c)
-        self.norm_out, self.conv_out = gn(c, 1e-6), nn.Conv2d(c, d['out_ch'] if decoder else z*(1 + d['double_z']), 3, padding=1)
+        self.norm_out = gn(c, 1e-6)
+        self.conv_out = nn.Conv2d(c, d['out_ch'] if decoder else z*(1 + d['double_z']), 3, padding=1)
 
     def forward(self, x):
         x = self.conv_in(x)
@@ -254,7 +270,8 @@ class PublishedFirstStage(nn.Module):
         if not d['double_z']:
             self.quantize = nn.Module()
             self.quantize.embedding = nn.Embedding(config['params']['n_embed'], embed)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(twice*d['z_channels'], twice*embed, 1), nn.Conv2d(embed, d['z_channels'], 1)
+        self.quant_conv = nn.Conv2d(twice*d['z_channels'], twice*embed, 1)
+        self.post_quant_conv = nn.Conv2d(embed, d['z_channels'], 1)
 
     def encode(self, x): return self.quant_conv(self.encoder(x))
 
@@ -269,19 +286,25 @@ class PublishedText(nn.Module): # "transformer" of the BERTEmbedder
         for _ in range(n_layer):
             attn = CrossAttention(n_embed, n_embed, 8, 64)
             attn.to_out = nn.Linear(512, n_embed)
-            for part in (attn, Feed(n_embed, False)): self.attn_layers.layers.append(nn.ModuleList([nn.LayerNorm(n_embed), part]))
+            for part in (attn, Feed(n_embed, False)):
+                self.attn_layers.layers.append(nn.ModuleList([nn.LayerNorm(n_embed), part]))
         self.norm, self.to_logits = nn.LayerNorm(n_embed), nn.Linear(n_embed, vocab_size)
 
     def forward(self, ids):
         x = self.token_emb(ids) + self.pos_emb.emb.weight
-        for norm, part in self.attn_layers.layers: x = x + (part.to_out(part.mix(norm(x), norm(x))) if isinstance(part, CrossAttention) else part(norm(x)))
+        for norm, part in self.attn_layers.layers:
+            x = x + (part.to_out(part.mix(norm(x), norm(x))) if isinstance(part, CrossAttention) else part(norm(x)))
         return self.norm(x)
 
 
-def clip_names(c, layers=12, hidden=768, inner=3072, words=49408, places=77): # name -> shape, as transformers had them when the files were made
-    out = {'embeddings.token_embedding.weight': (words, hidden), 'embeddings.position_embedding.weight': (places, hidden)}
-    shapes = {f'self_attn.{x}_proj': (hidden, hidden) for x in ('k', 'v', 'q', 'out')} | {'mlp.fc1': (inner, hidden), 'mlp.fc2': (hidden, inner)}
-    for n, s in [(f'encoder.layers.{i}.{n}', s) for i in range(layers) for n, s in shapes.items()]: out |= {f'{n}.weight': s, f'{n}.bias': s[:1]}
+def clip_names(c, layers=12, hidden=768, inner=3072, words=49408, places=77):
+    # name -> shape, as transformers had them when the files were made
+    out = {'embeddings.token_embedding.weight': (words, hidden),
+           'embeddings.position_embedding.weight': (places, hidden)}
+    shapes = ({f'self_attn.{x}_proj': (hidden, hidden) for x in ('k', 'v', 'q', 'out')} |
+              {'mlp.fc1': (inner, hidden), 'mlp.fc2': (hidden, inner)})
+    for n, s in [(f'encoder.layers.{i}.{n}', s) for i in range(layers) for n, s in shapes.items()]:
+        out |= {f'{n}.weight': s, f'{n}.bias': s[:1]}
     for n in [f'encoder.layers.{i}.layer_norm{k}' for i in range(layers) for k in (1, 2)] + ['final_layer_norm']:
         out |= {f'{n}.weight': (hidden,), f'{n}.bias': (hidden,)}
     return {f'{c}{k}': v for k, v in out.items()}
@@ -290,59 +313,77 @@ def clip_names(c, layers=12, hidden=768, inner=3072, words=49408, places=77): # 
 # what was released: the yaml of every model, in short
 
 def first(ch_mult, z, n_embed=None, attn=(), ch=128, n=2, resolution=256, **more): # first_stage_config
-    d = dict(double_z=n_embed is None, z_channels=z, resolution=resolution, in_channels=3, out_ch=3, ch=ch, ch_mult=list(ch_mult), num_res_blocks=n,
-             attn_resolutions=list(attn), dropout=0.) | more
-    if n_embed: return dict(target='ldm.models.autoencoder.VQModelInterface', params=dict(embed_dim=z, n_embed=n_embed, ddconfig=d))
-    return dict(target='ldm.models.autoencoder.AutoencoderKL', params=dict(embed_dim=z, monitor='val/rec_loss', ddconfig=d))
+    d = dict(double_z=n_embed is None, z_channels=z, resolution=resolution, in_channels=3, out_ch=3, ch=ch,
+             ch_mult=list(ch_mult), num_res_blocks=n, attn_resolutions=list(attn), dropout=0.) | more
+    if n_embed:
+        return dict(target='ldm.models.autoencoder.VQModelInterface',
+                    params=dict(embed_dim=z, n_embed=n_embed, ddconfig=d))
+    return dict(target='ldm.models.autoencoder.AutoencoderKL',
+                params=dict(embed_dim=z, monitor='val/rec_loss', ddconfig=d))
 
 
 def unet(i, o, ch, mult, attn, **more): # unet_config.params
-    return dict(image_size=32, in_channels=i, out_channels=o, model_channels=ch, attention_resolutions=list(attn), num_res_blocks=2,
-                channel_mult=list(mult)) | more
+    return dict(image_size=32, in_channels=i, out_channels=o, model_channels=ch, attention_resolutions=list(attn),
+                num_res_blocks=2, channel_mult=list(mult)) | more
 
 
-def cross(context_dim, depth=1, **more): return dict(use_spatial_transformer=True, transformer_depth=depth, context_dim=context_dim, **more)
+def cross(context_dim, depth=1, **more):
+    return dict(use_spatial_transformer=True, transformer_depth=depth, context_dim=context_dim, **more)
 
 
 def ldm(first_stage, unet_params, end, image_size, cond, start=.0015, **more):
     encoders = 'ldm.modules.encoders.modules.'
     if isinstance(cond, tuple): cond = dict(target=cond[0] if '.' in cond[0] else encoders + cond[0], params=cond[1])
     return dict(model=dict(target='ldm.models.diffusion.ddpm.LatentDiffusion', params=dict(
-        linear_start=start, linear_end=end, timesteps=1000, image_size=image_size, channels=unet_params['out_channels'], first_stage_config=first_stage,
-        unet_config=dict(target='ldm.modules.diffusionmodules.openaimodel.UNetModel', params=unet_params), cond_stage_config=cond) | more))
+        linear_start=start, linear_end=end, timesteps=1000, image_size=image_size, channels=unet_params['out_channels'],
+        first_stage_config=first_stage,
+        unet_config=dict(target='ldm.modules.diffusionmodules.openaimodel.UNetModel', params=unet_params),
+        cond_stage_config=cond) | more))
 
 
-FIRST = {
-    'kl-f4': first((1, 2, 4), 3), 'kl-f8': first((1, 2, 4, 4), 4), 'kl-f16': first((1, 1, 2, 2, 4), 16, attn=[16]),
-    'kl-f32': first((1, 1, 2, 2, 4, 4), 64, attn=[16, 8]), 'vq-f4': first((1, 2, 4), 3, 8192), 'vq-f4-noattn': first((1, 2, 4), 3, 8192, attn_type='none'),
-    'vq-f8': first((1, 2, 2, 4), 4, 16384, [32]), 'vq-f8-n256': first((1, 2, 2, 4), 4, 256, [32]), 'vq-f16': first((1, 1, 2, 2, 4), 8, 16384, [16])}
+FIRST = {'kl-f4': first((1, 2, 4), 3), 'kl-f8': first((1, 2, 4, 4), 4), 'kl-f16': first((1, 1, 2, 2, 4), 16, attn=[16]),
+         'kl-f32': first((1, 1, 2, 2, 4, 4), 64, attn=[16, 8]), 'vq-f4': first((1, 2, 4), 3, 8192),
+         'vq-f4-noattn': first((1, 2, 4), 3, 8192, attn_type='none'), 'vq-f8': first((1, 2, 2, 4), 4, 16384, [32]),
+         'vq-f8-n256': first((1, 2, 2, 4), 4, 256, [32]), 'vq-f16': first((1, 1, 2, 2, 4), 8, 16384, [16])}
 NONE, FACES = '__is_unconditional__', unet(3, 3, 224, (1, 2, 3, 4), (8, 4, 2), num_head_channels=32)
 CLASSES = unet(3, 3, 192, (1, 2, 3, 5), (8, 4, 2), num_heads=1, **cross(512))
 MAPS = ldm(FIRST['vq-f4'], unet(6, 3, 128, (1, 4, 8), (32, 16, 8), num_heads=8), .0205, 64,
            ('SpatialRescaler', dict(n_stages=2, in_channels=182, out_channels=3)), concat_mode=True)
 LDM = {
-    'celeba256': ldm(FIRST['vq-f4'], FACES, .0195, 64, NONE, concat_mode=False), 'ffhq256': ldm(FIRST['vq-f4'], FACES, .0195, 64, NONE, concat_mode=False),
+    'celeba256': ldm(FIRST['vq-f4'], FACES, .0195, 64, NONE, concat_mode=False),
+    'ffhq256': ldm(FIRST['vq-f4'], FACES, .0195, 64, NONE, concat_mode=False),
     'lsun_beds256': ldm(FIRST['vq-f4'], FACES, .0195, 64, NONE, concat_mode=False),
     'lsun_churches256': ldm(
-        FIRST['kl-f8'], unet(4, 4, 192, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, use_scale_shift_norm=True, resblock_updown=True), .0155, 32, NONE,
+        FIRST['kl-f8'], unet(4, 4, 192, (1, 2, 2, 4, 4), (1, 2, 4, 8), num_heads=8, use_scale_shift_norm=True,
+                             resblock_updown=True), .0155, 32, NONE,
         concat_mode=False, scale_by_std=True),
     'cin256': ldm(FIRST['vq-f8'], unet(4, 4, 256, (1, 2, 4), (4, 2, 1), num_head_channels=32, **cross(512)), .0195, 32,
                   ('ClassEmbedder', dict(embed_dim=512, key='class_label')), conditioning_key='crossattn'),
-    'cin256-v2': ldm(FIRST['vq-f4'], CLASSES, .0195, 64, ('ClassEmbedder', dict(n_classes=1001, embed_dim=512)), conditioning_key='crossattn'),
-    'text2img256': ldm(FIRST['vq-f4'], unet(3, 3, 192, (1, 2, 3, 5), (8, 4, 2), num_head_channels=32, **cross(640)), .0195, 64,
+    'cin256-v2': ldm(FIRST['vq-f4'], CLASSES, .0195, 64, ('ClassEmbedder', dict(n_classes=1001, embed_dim=512)),
+                     conditioning_key='crossattn'),
+    'text2img256': ldm(FIRST['vq-f4'], unet(3, 3, 192, (1, 2, 3, 5), (8, 4, 2), num_head_channels=32, **cross(640)),
+                       .0195, 64,
                        ('BERTEmbedder', dict(n_embed=640, n_layer=32)), conditioning_key='crossattn'),
     'layout2img-openimages256': ldm(
         FIRST['vq-f4'], unet(3, 3, 128, (1, 2, 3, 4), (8, 4, 2), num_head_channels=32, **cross(512, 3)), .0205, 64,
-        ('BERTEmbedder', dict(n_embed=512, n_layer=16, vocab_size=8192, max_seq_len=92, use_tokenizer=False)), conditioning_key='crossattn'),
-    'txt2img-1p4B': ldm(FIRST['kl-f8'], unet(4, 4, 320, (1, 2, 4, 4), (4, 2, 1), num_heads=8, legacy=False, use_checkpoint=True, **cross(1280)), .012, 32,
-                        ('BERTEmbedder', dict(n_embed=1280, n_layer=32)), .00085, conditioning_key='crossattn', scale_factor=.18215),
-    'sd-v1': ldm(FIRST['kl-f8'], unet(4, 4, 320, (1, 2, 4, 4), (4, 2, 1), num_heads=8, legacy=False, **cross(768)), .012, 64, ('FrozenCLIPEmbedder', None),
+        ('BERTEmbedder', dict(n_embed=512, n_layer=16, vocab_size=8192, max_seq_len=92, use_tokenizer=False)),
+        conditioning_key='crossattn'),
+    'txt2img-1p4B': ldm(FIRST['kl-f8'], unet(4, 4, 320, (1, 2, 4, 4), (4, 2, 1), num_heads=8, legacy=False,
+                                             use_checkpoint=True, **cross(1280)), .012, 32,
+                        ('BERTEmbedder', dict(n_embed=1280, n_layer=32)), .00085, conditioning_key='crossattn',
+                        scale_factor=.18215),
+    'sd-v1': ldm(FIRST['kl-f8'], unet(4, 4, 320, (1, 2, 4, 4), (4, 2, 1), num_heads=8, legacy=False, **cross(768)),
+                 .012, 64, ('FrozenCLIPEmbedder', None),
                  .00085, conditioning_key='crossattn', scale_factor=.18215, use_ema=False),
-    'rdm': ldm(FIRST['kl-f16'], unet(16, 16, 448, (1, 2, 3, 4), (4, 2, 1), num_head_channels=32, use_scale_shift_norm=False, **cross(768)), .015, 48,
+    'rdm': ldm(FIRST['kl-f16'], unet(16, 16, 448, (1, 2, 3, 4), (4, 2, 1), num_head_channels=32,
+                                     use_scale_shift_norm=False, **cross(768)), .015, 48,
                ('torch.nn.Identity', None), conditioning_key='crossattn', scale_factor=.22765929, scale_by_std=False),
-    'semantic_synthesis256': MAPS, 'semantic_synthesis512': dict(model=MAPS['model'] | dict(params=MAPS['model']['params'] | dict(image_size=128))),
-    'bsr_sr': ldm(FIRST['vq-f4'], unet(6, 3, 160, (1, 2, 2, 4), (16, 8), num_head_channels=32), .0155, 64, ('torch.nn.Identity', None), concat_mode=True),
-    'inpainting_big': ldm(FIRST['vq-f4-noattn'], unet(7, 3, 256, (1, 2, 3, 4), (8, 4, 2), num_heads=8, resblock_updown=True), .0205, 64,
+    'semantic_synthesis256': MAPS,
+    'semantic_synthesis512': dict(model=MAPS['model'] | dict(params=MAPS['model']['params'] | dict(image_size=128))),
+    'bsr_sr': ldm(FIRST['vq-f4'], unet(6, 3, 160, (1, 2, 2, 4), (16, 8), num_head_channels=32), .0155, 64,
+                  ('torch.nn.Identity', None), concat_mode=True),
+    'inpainting_big': ldm(FIRST['vq-f4-noattn'],
+                          unet(7, 3, 256, (1, 2, 3, 4), (8, 4, 2), num_heads=8, resblock_updown=True), .0205, 64,
                           '__is_first_stage__', concat_mode=True)}
 ONE_HEAD = ('cin256', 'text2img256', 'layout2img-openimages256')
 
@@ -362,13 +403,15 @@ def modules(config, one_head=False, clip=None): # first stage, UNet and conditio
 def schedule(start, end, steps=1000): # the buffers
     b = torch.linspace(start**.5, end**.5, steps, dtype=torch.float64)**2
     a = torch.cumprod(1 - b, 0)
-    return dict(betas=b.float(), alphas_cumprod=a.float(), sqrt_alphas_cumprod=a.sqrt().float(), logvar=torch.zeros(steps))
+    return dict(betas=b.float(), alphas_cumprod=a.float(), sqrt_alphas_cumprod=a.sqrt().float(),
+                logvar=torch.zeros(steps))
 
 
 def checkpoint(parts, config, average=lambda v: v, extra=None): # name -> tensor, as the published code saves a model
     first_stage, net, cond = parts
     p = config['model']['params']
-    out = {f'model.diffusion_model.{k}': v for k, v in net.state_dict().items()} | schedule(p['linear_start'], p['linear_end'])
+    out = ({f'model.diffusion_model.{k}': v for k, v in net.state_dict().items()} |
+           schedule(p['linear_start'], p['linear_end']))
     out |= {f'model_ema.{f"diffusion_model.{k}".replace(".", "")}': average(v) for k, v in net.state_dict().items()}
     out |= {'model_ema.decay': torch.tensor(.9999), 'model_ema.num_updates': torch.tensor(7)}
     if p.get('scale_by_std'): out['scale_factor'] = torch.tensor(.9)
@@ -379,7 +422,8 @@ def checkpoint(parts, config, average=lambda v: v, extra=None): # name -> tensor
 def shaken(net, seed=0): # every weight random, none so large that a small difference could hide
     torch.manual_seed(seed)
     with torch.no_grad():
-        for n, p in net.named_parameters(): p.copy_((1 if p.ndim == 1 and 'norm' in n and 'weight' in n else 0) + p/2 + .03*torch.randn_like(p))
+        for n, p in net.named_parameters():
+            p.copy_((1 if p.ndim == 1 and 'norm' in n and 'weight' in n else 0) + p/2 + .03*torch.randn_like(p))
     return net.eval()
 
 
@@ -393,14 +437,16 @@ def asked_for(net, table): # name -> shape, of what a table of ours takes from a
 
 # names and shapes, at full size
 
-COUNTS = {'celeba256': 368, 'cin256': 626, 'cin256-v2': 688, 'lsun_churches256': 520, 'txt2img-1p4B': 686} # tensors, as counted in the released files
+# tensors, as counted in the released files
+COUNTS = {'celeba256': 368, 'cin256': 626, 'cin256-v2': 688, 'lsun_churches256': 520, 'txt2img-1p4B': 686}
 
 
 @pytest.mark.parametrize('name', [*FIRST_STAGES, *UNETS])
 def test_every_name_and_shape(name):
     ours = paper_model(name, 'meta')
     with torch.device('meta'):
-        theirs = PublishedFirstStage(FIRST[name]) if name in FIRST else PublishedUNet(LDM[name]['model']['params']['unet_config']['params'], name in ONE_HEAD)
+        theirs = (PublishedFirstStage(FIRST[name]) if name in FIRST
+                  else PublishedUNet(LDM[name]['model']['params']['unet_config']['params'], name in ONE_HEAD))
     assert asked_for(ours, (first_stage_keys if name in FIRST else unet_keys)(ours)) == shapes(theirs.state_dict())
     assert len(theirs.state_dict()) == COUNTS.get(name, len(theirs.state_dict()))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
@@ -421,8 +467,9 @@ def words(n): # a tokenizer, as far as it is asked
 
 def state_of(model): # all that decides what a model computes, but its weights
     e = model.embedder
-    return (model.net.config, model.autoencoder.config, model.schedule.config, model.prediction_type, model.size, model.sampling, e and (type(e), e.config),
-            [m.heads for m in model.net.modules() if hasattr(m, 'heads')], model.autoencoder.latent_scale.tolist())
+    return (model.net.config, model.autoencoder.config, model.schedule.config, model.prediction_type, model.size,
+            model.sampling, e and (type(e), e.config), [m.heads for m in model.net.modules() if hasattr(m, 'heads')],
+            model.autoencoder.latent_scale.tolist())
 
 
 def known(state): # attention factors that no level has mean nothing
@@ -432,11 +479,12 @@ def known(state): # attention factors that no level has mean nothing
 
 @pytest.mark.parametrize('name', LDM)
 def test_every_released_model_loads_whole(tmp_path, name):
-    "At full size and without numbers: a file of meta tensors, by name and by yaml. What is loaded strictly has no name left over on either side."
+    "At full size, without numbers: a file of meta tensors, by name and by yaml. A strict load leaves no name over."
     with torch.device('meta'): parts = modules(LDM[name], name in ONE_HEAD)
     extra = {}
     if name == 'sd-v1':
-        extra = {k: torch.empty(s, device='meta') for k, s in clip_names('cond_stage_model.transformer.text_model.').items()}
+        extra = {k: torch.empty(s, device='meta')
+                 for k, s in clip_names('cond_stage_model.transformer.text_model.').items()}
         assert len(extra) == 196
         extra['cond_stage_model.transformer.text_model.embeddings.position_ids'] = torch.arange(77)[None]
     torch.save({'state_dict': checkpoint(parts, LDM[name], extra=extra), 'global_step': 1}, tmp_path/'model.ckpt')
@@ -451,15 +499,18 @@ def test_every_released_model_loads_whole(tmp_path, name):
     if name in ONE_HEAD: assert {m.heads for m in by_yaml.net.modules() if hasattr(m, 'heads')} == {1}
     assert sum(p.numel() for p in by_name.net.parameters()) == sum(p.numel() for p in parts[1].parameters())
     z, e = by_name.autoencoder.z_ch, by_name.embedder
-    assert by_name.net.in_ch == z + (e.concat_ch if e else 0) and by_name.net.context_dim == (e.context_dim if e else None)
+    assert (by_name.net.in_ch == z + (e.concat_ch if e else 0) and
+            by_name.net.context_dim == (e.context_dim if e else None))
 
 
 @pytest.mark.parametrize('name', FIRST)
 def test_every_released_first_stage_loads(tmp_path, name):
     with torch.device('meta'): theirs = PublishedFirstStage(FIRST[name])
-    losses = {'loss.logvar': torch.zeros(()), 'loss.discriminator.main.0.weight': torch.ones(1), 'loss.perceptual_loss.net.slice1.0.weight': torch.ones(1)}
+    losses = {'loss.logvar': torch.zeros(()), 'loss.discriminator.main.0.weight': torch.ones(1),
+              'loss.perceptual_loss.net.slice1.0.weight': torch.ones(1)}
     torch.save({'state_dict': theirs.state_dict() | losses}, tmp_path/'model.ckpt')
-    by_name, by_yaml = load_compvis(tmp_path/'model.ckpt', name), load_compvis(tmp_path/'model.ckpt', dict(model=FIRST[name]))
+    by_name = load_compvis(tmp_path/'model.ckpt', name)
+    by_yaml = load_compvis(tmp_path/'model.ckpt', dict(model=FIRST[name]))
     assert isinstance(by_name, Autoencoder) and by_name.config == by_yaml.config == paper_model(name, 'meta').config
     assert torch.equal(by_name.latent_scale, torch.ones(by_name.z_ch, 1, 1)) and not by_name.latent_shift.any()
 
@@ -471,18 +522,26 @@ SMALL = {'kl': first((1, 2), 4, ch=32, n=1, resolution=32), 'vq': first((1, 2), 
          'vq, no attention': first((1, 2), 3, 16, ch=32, n=1, resolution=32, attn_type='none')}
 TOY = {
     'faces': ldm(SMALL['vq'], unet(3, 3, 32, (1, 2, 3), (4, 2), num_head_channels=16), .0195, 16, NONE),
-    'churches': ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1, 2), num_heads=4, use_scale_shift_norm=True, resblock_updown=True), .0155, 16, NONE,
+    'churches': ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1, 2), num_heads=4, use_scale_shift_norm=True,
+                                      resblock_updown=True), .0155, 16, NONE,
                     scale_by_std=True),
-    'inpainting': ldm(SMALL['vq, no attention'], unet(7, 3, 32, (1, 2), (2,), num_heads=8, resblock_updown=True), .0205, 16, '__is_first_stage__'),
-    'enlarging': ldm(SMALL['vq'], unet(6, 3, 32, (1, 2), (8,), num_head_channels=32), .0155, 16, ('torch.nn.Identity', None), concat_mode=True),
-    'maps': ldm(SMALL['vq'], unet(6, 3, 32, (1, 2), (8,), num_heads=2), .0205, 16, ('SpatialRescaler', dict(n_stages=1, in_channels=5, out_channels=3))),
-    'classes': ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1, 2), num_heads=1, **cross(24)), .0195, 16, ('ClassEmbedder', dict(n_classes=1001, embed_dim=24)),
+    'inpainting': ldm(SMALL['vq, no attention'], unet(7, 3, 32, (1, 2), (2,), num_heads=8, resblock_updown=True), .0205,
+                      16, '__is_first_stage__'),
+    'enlarging': ldm(SMALL['vq'], unet(6, 3, 32, (1, 2), (8,), num_head_channels=32), .0155, 16,
+                     ('torch.nn.Identity', None), concat_mode=True),
+    'maps': ldm(SMALL['vq'], unet(6, 3, 32, (1, 2), (8,), num_heads=2), .0205, 16,
+                ('SpatialRescaler', dict(n_stages=1, in_channels=5, out_channels=3))),
+    'classes': ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1, 2), num_heads=1, **cross(24)), .0195, 16,
+                   ('ClassEmbedder', dict(n_classes=1001, embed_dim=24)),
                    conditioning_key='crossattn'),
     'captions': ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (2, 1), num_heads=4, **cross(32)), .012, 16,
-                    ('BERTEmbedder', dict(n_embed=32, n_layer=3, vocab_size=60, max_seq_len=9)), .00085, conditioning_key='crossattn', scale_factor=.2),
+                    ('BERTEmbedder', dict(n_embed=32, n_layer=3, vocab_size=60, max_seq_len=9)), .00085,
+                    conditioning_key='crossattn', scale_factor=.2),
     'layouts': ldm(SMALL['vq'], unet(3, 3, 32, (1, 2), (2,), num_heads=1, **cross(32, 3)), .0205, 16,
-                   ('BERTEmbedder', dict(n_embed=32, n_layer=2, vocab_size=50, max_seq_len=11, use_tokenizer=False)), conditioning_key='crossattn'),
-    'retrieval': ldm(SMALL['kl, attention below'], unet(4, 4, 32, (1, 2), (2, 1), num_head_channels=16, **cross(24)), .015, 8, ('torch.nn.Identity', None),
+                   ('BERTEmbedder', dict(n_embed=32, n_layer=2, vocab_size=50, max_seq_len=11, use_tokenizer=False)),
+                   conditioning_key='crossattn'),
+    'retrieval': ldm(SMALL['kl, attention below'], unet(4, 4, 32, (1, 2), (2, 1), num_head_channels=16, **cross(24)),
+                     .015, 8, ('torch.nn.Identity', None),
                      conditioning_key='crossattn', scale_factor=.3),
     'x0': ldm(SMALL['kl'], unet(4, 4, 32, (1,), (1,), num_heads=2), .0195, 16, NONE, parameterization='x0')}
 
@@ -529,50 +588,62 @@ def test_the_same_numbers_as_the_published_modules(saved, name):
     assert (ours.autoencoder.encode(x) - scale*z).abs().max() <= 1e-5 and z.std() > .01
     if ours.autoencoder.codebook:
         far = torch.cdist(z.permute(0, 2, 3, 1).flatten(0, 2), first_stage.quantize.embedding.weight)
-        z = F.embedding(far.argmin(1), first_stage.quantize.embedding.weight).unflatten(0, (2, *z.shape[2:])).permute(0, 3, 1, 2)
+        z = F.embedding(far.argmin(1),
+                        first_stage.quantize.embedding.weight).unflatten(0, (2, *z.shape[2:])).permute(0, 3, 1, 2)
     want = first_stage.decode(z)
-    assert (ours.autoencoder.decode(scale*(h.chunk(2, 1)[0] if ours.autoencoder.codebook is None else h)) - want).abs().max() <= 1e-5 and want.std() > .01
+    assert (ours.autoencoder.decode(scale*(h.chunk(2, 1)[0] if ours.autoencoder.codebook is None else h)) -
+            want).abs().max() <= 1e-5 and want.std() > .01
     abar = schedule(p['linear_start'], p['linear_end'])['alphas_cumprod']
-    assert (ours.schedule.abar - abar).abs().max() <= 1e-6 and ours.prediction_type == p.get('parameterization', 'eps') and ours.size == 32
+    assert ((ours.schedule.abar - abar).abs().max() <= 1e-6 and
+            ours.prediction_type == p.get('parameterization', 'eps') and ours.size == 32)
 
 
 @torch.no_grad()
 def test_the_same_conditions(saved):
     ours, (_, _, cond) = load(saved, 'classes')
-    assert torch.equal(ours.embedder(ours.embedder.prepare([3, 999])).context, cond.embedding(torch.tensor([[3], [999]])))
+    assert torch.equal(ours.embedder(ours.embedder.prepare([3, 999])).context,
+                       cond.embedding(torch.tensor([[3], [999]])))
     assert torch.equal(ours.embedder.null(1).context, cond.embedding(torch.tensor([[1000]])))
 
     ours, (_, _, cond) = load(saved, 'maps')
     m = torch.randint(0, 5, (2, 32, 32))
-    want = cond.channel_mapper(F.interpolate(F.one_hot(m, 5).permute(0, 3, 1, 2).float(), scale_factor=.5, mode='bilinear'))
+    want = cond.channel_mapper(F.interpolate(F.one_hot(m, 5).permute(0, 3, 1, 2).float(), scale_factor=.5,
+                                             mode='bilinear'))
     assert (ours.embedder(ours.embedder.prepare(list(m))).concat - want).abs().max() <= 1e-6
 
     ours, (_, _, cond) = load(saved, 'captions')
     ids = ours.embedder.prepare(['w3 w7 w50', 'w1'])
-    assert ids[0].tolist() == [2, 8, 12, 55, 3, 0, 0, 0, 0]                 # [CLS] and [SEP] around what the vocabulary says, then [PAD]
+    # [CLS] and [SEP] around what the vocabulary says, then [PAD]
+    assert ids[0].tolist() == [2, 8, 12, 55, 3, 0, 0, 0, 0]
     want = cond.transformer(ids)
     assert (ours.embedder(ids).context - want).abs().max() <= 1e-5 and want.std() > .5
     assert (ours.embedder.null(1).context - cond.transformer(torch.tensor([[2, 3] + [0]*7]))).abs().max() <= 1e-5
 
     ours, (_, _, cond) = load(saved, 'layouts')
     ids = torch.randint(0, 50, (2, 11))
-    assert (ours.embedder(ours.embedder.prepare(ours.embedder.prompts(ids))).context - cond.transformer(ids)).abs().max() <= 1e-5
+    assert (ours.embedder(ours.embedder.prepare(ours.embedder.prompts(ids))).context -
+            cond.transformer(ids)).abs().max() <= 1e-5
 
     ours, y = load(saved, 'retrieval')[0], torch.randn(2, 1, 24)
-    assert torch.equal(ours.embedder(ours.embedder.prepare(ours.embedder.prompts(y))).context, y) and not ours.embedder.null(2).context.any()
+    assert torch.equal(ours.embedder(ours.embedder.prepare(ours.embedder.prompts(y))).context,
+                       y) and not ours.embedder.null(2).context.any()
 
-    ours, (first_stage, _, cond) = load(saved, 'inpainting')                # pictures in [0, 1], the hole black, then all to [-1, 1]
+    ours, (first_stage, _, cond) = load(saved, 'inpainting')  # pictures in [0, 1], the hole black, then all to [-1, 1]
     x, mask = torch.rand(3, 32, 32), torch.zeros(1, 32, 32)
     mask[:, 8:20, 3:17] = 1
     want = torch.cat([cond.encode(((1 - mask)*x)[None]*2 - 1), F.interpolate(mask[None]*2 - 1, size=(16, 16))], 1)
-    assert (ours.embedder(ours.embedder.prepare(ours.embedder.prompts(dict(image=2*x - 1, mask=mask)), ours.autoencoder)).concat - want).abs().max() > 1e-3
-    for k, v in first_stage.state_dict().items(): cond.state_dict()[k].copy_(v)             # in released files the second is a copy of the first
+    assert (ours.embedder(ours.embedder.prepare(ours.embedder.prompts(dict(image=2*x - 1, mask=mask)),
+                                                ours.autoencoder)).concat - want).abs().max() > 1e-3
+    # in released files the second is a copy of the first
+    for k, v in first_stage.state_dict().items(): cond.state_dict()[k].copy_(v)
     want[:, :3] = cond.encode(((1 - mask)*x)[None]*2 - 1)
-    assert (ours.embedder(ours.embedder.prepare(ours.embedder.prompts(dict(image=2*x - 1, mask=mask)), ours.autoencoder)).concat - want).abs().max() <= 1e-5
+    assert (ours.embedder(ours.embedder.prepare(ours.embedder.prompts(dict(image=2*x - 1, mask=mask)),
+                                                ours.autoencoder)).concat - want).abs().max() <= 1e-5
 
 
-PROMPTS = {'faces': {}, 'churches': {}, 'x0': {}, 'classes': dict(y=[3, 7]), 'captions': dict(y='w3 w4'), 'layouts': dict(y=torch.arange(11)),
-           'retrieval': dict(y=torch.randn(1, 24)), 'maps': dict(y=torch.zeros(32, 32, dtype=torch.long)), 'enlarging': dict(image=torch.zeros(3, 8, 8)),
+PROMPTS = {'faces': {}, 'churches': {}, 'x0': {}, 'classes': dict(y=[3, 7]), 'captions': dict(y='w3 w4'),
+           'layouts': dict(y=torch.arange(11)), 'retrieval': dict(y=torch.randn(1, 24)),
+           'maps': dict(y=torch.zeros(32, 32, dtype=torch.long)), 'enlarging': dict(image=torch.zeros(3, 8, 8)),
            'inpainting': dict(image=torch.zeros(3, 32, 32), mask=torch.ones(1, 32, 32))}
 
 
@@ -584,13 +655,15 @@ def test_every_kind_draws(saved, name):
 
 def test_published_models_stop_at_step_0(saved):
     model = load(saved, 'faces')[0]
-    assert model.plan(steps=10).sigmas[-1] == model.schedule.sigma[0]
+    assert model.request(steps=10).sigmas[-1] == model.schedule.sigma[0]
 
 
 def test_the_average_is_taken(saved):
     (average, (_, net, _)), raw = load(saved, 'churches'), load(saved, 'churches', ema=False)[0]
-    assert torch.equal(average.net.conv_in.weight, .9*net.input_blocks[0][0].weight) and torch.equal(raw.net.conv_in.weight, net.input_blocks[0][0].weight)
-    assert (average.source['weights'], raw.source['weights']) == ('ema', 'raw') and average.source['scale'] == pytest.approx(.9)
+    assert (torch.equal(average.net.conv_in.weight, .9*net.input_blocks[0][0].weight) and
+            torch.equal(raw.net.conv_in.weight, net.input_blocks[0][0].weight))
+    assert ((average.source['weights'], raw.source['weights']) == ('ema', 'raw') and
+            average.source['scale'] == pytest.approx(.9))
     assert (average.sample(steps=3) - raw.sample(steps=3)).abs().max() > 1e-3
 
 
@@ -599,19 +672,21 @@ def test_without_an_average_the_weights_are_taken_and_the_other_way_round(saved,
     tensors = torch.load(path)['state_dict']
     for gone, got in (('model_ema.', 'raw'), ('model.', 'ema')):
         torch.save({k: v for k, v in tensors.items() if not k.startswith(gone)}, tmp_path/'model.ckpt')
-        for ema in (True, False): assert load_compvis(tmp_path/'model.ckpt', TOY['faces'], ema=ema).source['weights'] == got
+        for ema in (True, False):
+            assert load_compvis(tmp_path/'model.ckpt', TOY['faces'], ema=ema).source['weights'] == got
 
 
 # diffusers as the oracle
 
 @pytest.mark.parametrize('heads, depth', [(1, 1), (4, 1), (2, 2)])
 def test_a_unet_through_the_converter_of_diffusers(tmp_path, heads, depth):
-    config = ldm(SMALL['kl'], unet(4, 4, 32, (1, 2, 2), (4, 1), num_heads=heads, **cross(24, depth)), .0195, 16, ('torch.nn.Identity', None),
-                 conditioning_key='crossattn')
+    config = ldm(SMALL['kl'], unet(4, 4, 32, (1, 2, 2), (4, 1), num_heads=heads, **cross(24, depth)), .0195, 16,
+                 ('torch.nn.Identity', None), conditioning_key='crossattn')
     tensors = checkpoint([shaken(m, 3) for m in modules(config)], config)
-    peer = diffusers.UNet2DConditionModel(block_out_channels=(32, 64, 64), layers_per_block=2, attention_head_dim=heads, cross_attention_dim=24,
-                                          transformer_layers_per_block=depth, up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'),
-                                          down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D', 'CrossAttnDownBlock2D')).eval()
+    peer = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 64, 64), layers_per_block=2, attention_head_dim=heads, cross_attention_dim=24,
+        transformer_layers_per_block=depth, up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D', 'CrossAttnUpBlock2D'),
+        down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D', 'CrossAttnDownBlock2D')).eval()
     peer.load_state_dict(convert_ldm_unet_checkpoint(dict(tensors), peer.config))
     torch.save({'state_dict': tensors}, tmp_path/'model.ckpt')
     assert unet_difference(load_compvis(tmp_path/'model.ckpt', config).net, lambda *a: peer(*a).sample) <= 1e-5
@@ -621,34 +696,39 @@ def test_a_unet_through_the_converter_of_diffusers(tmp_path, heads, depth):
 def test_a_first_stage_through_the_converter_of_diffusers(tmp_path):
     config = first((1, 2, 2), 4, ch=32, n=2, resolution=64)
     theirs = shaken(PublishedFirstStage(config))
-    peer = diffusers.AutoencoderKL(block_out_channels=(32, 64, 64), layers_per_block=2, latent_channels=4, down_block_types=('DownEncoderBlock2D',)*3,
+    peer = diffusers.AutoencoderKL(block_out_channels=(32, 64, 64), layers_per_block=2, latent_channels=4,
+                                   down_block_types=('DownEncoderBlock2D',)*3,
                                    up_block_types=('UpDecoderBlock2D',)*3).eval()
-    peer.load_state_dict(convert_ldm_vae_checkpoint({f'first_stage_model.{k}': v for k, v in theirs.state_dict().items()}, peer.config))
+    peer.load_state_dict(convert_ldm_vae_checkpoint({f'first_stage_model.{k}': v
+                                                     for k, v in theirs.state_dict().items()}, peer.config))
     save_file(theirs.state_dict(), tmp_path/'model.safetensors')
     ours, x = load_compvis(tmp_path/'model.safetensors', dict(model=config)), torch.rand(2, 3, 32, 48)*2 - 1
     z = peer.encode(x).latent_dist
-    assert (ours.posterior(x).mean - z.mean).abs().max() <= 1e-5 and (ours.posterior(x).logvar - z.logvar).abs().max() <= 1e-5
+    assert ((ours.posterior(x).mean - z.mean).abs().max() <= 1e-5 and
+            (ours.posterior(x).logvar - z.logvar).abs().max() <= 1e-5)
     assert (ours.decode(z.mean) - peer.decode(z.mean).sample).abs().max() <= 1e-5
 
 
 @torch.no_grad()
 def test_the_text_encoder_against_that_of_diffusers(saved):
     ours, (_, _, cond) = load(saved, 'captions')
-    new = {'token_emb.': 'model.embed_tokens.', 'pos_emb.emb.': 'model.embed_positions.', 'norm.': 'model.layer_norm.', 'to_logits.': 'to_logits.'}
+    new = {'token_emb.': 'model.embed_tokens.', 'pos_emb.emb.': 'model.embed_positions.', 'norm.': 'model.layer_norm.',
+           'to_logits.': 'to_logits.'}
     for i in range(3):
         a, b, layer = f'attn_layers.layers.{2*i}.', f'attn_layers.layers.{2*i + 1}.', f'model.layers.{i}.'
         new |= {f'{a}0.': f'{layer}self_attn_layer_norm.', f'{b}0.': f'{layer}final_layer_norm.'}
         new |= {f'{b}1.net.0.0.': f'{layer}fc1.', f'{b}1.net.2.': f'{layer}fc2.'}
         new |= {f'{a}1.to_{x}.': f'{layer}self_attn.{x}_proj.' for x in ('q', 'k', 'v', 'out')}
-    peer = LDMBertModel(LDMBertConfig(vocab_size=60, max_position_embeddings=9, encoder_layers=3, encoder_ffn_dim=128, encoder_attention_heads=8, head_dim=64,
-                                      d_model=32)).eval()
-    peer.load_state_dict({new[p] + k[len(p):]: v for k, v in cond.transformer.state_dict().items() for p in new if k.startswith(p)})
+    peer = LDMBertModel(LDMBertConfig(vocab_size=60, max_position_embeddings=9, encoder_layers=3, encoder_ffn_dim=128,
+                                      encoder_attention_heads=8, head_dim=64, d_model=32)).eval()
+    peer.load_state_dict({new[p] + k[len(p):]: v for k, v in cond.transformer.state_dict().items()
+                          for p in new if k.startswith(p)})
     ids = torch.randint(0, 60, (2, 9))
     assert (ours.embedder(ids).context - peer(ids)[0]).abs().max() <= 1e-5
 
 
-CLIP = dict(vocab_size=54, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=12, bos_token_id=0,
-            eos_token_id=1, pad_token_id=1)
+CLIP = dict(vocab_size=54, hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=12, bos_token_id=0, eos_token_id=1, pad_token_id=1)
 
 
 @pytest.fixture
@@ -657,19 +737,21 @@ def small_clip(tmp_path, monkeypatch): # (config of a Stable Diffusion in small,
     monkeypatch.setitem(CONDITIONERS, 'sd-v1', (clip_text, CLIP))
     letters = [chr(k) for k in range(ord('a'), ord('z') + 1)]
     vocab = {w: i for i, w in enumerate(['<|startoftext|>', '<|endoftext|>', *letters, *(k + '</w>' for k in letters)])}
-    config = ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1,), num_heads=4, **cross(24)), .012, 16, ('FrozenCLIPEmbedder', None), .00085,
-                 conditioning_key='crossattn', scale_factor=.18215)
+    config = ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1,), num_heads=4, **cross(24)), .012, 16,
+                 ('FrozenCLIPEmbedder', None), .00085, conditioning_key='crossattn', scale_factor=.18215)
     return config, shaken(clip_text(**CLIP)), CLIPTokenizer(vocab, [], model_max_length=12)
 
 
 @torch.no_grad()
 def test_stable_diffusion_in_small(tmp_path, small_clip):
     config, clip, tokenizer = small_clip
-    text = {f'cond_stage_model.transformer.text_model.{k.removeprefix("text_model.")}': v for k, v in clip.state_dict().items()}
+    text = {f'cond_stage_model.transformer.text_model.{k.removeprefix("text_model.")}': v
+            for k, v in clip.state_dict().items()}
     text['cond_stage_model.transformer.text_model.embeddings.position_ids'] = torch.arange(12)[None]
     assert set(shapes(text)) - {'cond_stage_model.transformer.text_model.embeddings.position_ids'} == set(
         clip_names('cond_stage_model.transformer.text_model.', 2))
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in checkpoint([shaken(m, 3) for m in modules(config)], config, extra=text).items()},
+    save_file({k: v.half() if v.is_floating_point() else v
+               for k, v in checkpoint([shaken(m, 3) for m in modules(config)], config, extra=text).items()},
               tmp_path/'model.safetensors')
     ours = load_compvis(tmp_path/'model.safetensors', config, tokenizer=tokenizer)
     ids = tokenizer(['a cat'], padding='max_length', return_tensors='pt')['input_ids']
@@ -715,30 +797,39 @@ def refused(saved, tmp_path, says, change, name='classes', config=None, **more):
 
 
 def test_one_wrong_name_is_named_with_its_nearest(saved, tmp_path):
-    for old, new in (('first_stage_model.decoder.up.0.block.1.conv1.bias', 'first_stage_model.decoder.up.0.block.1.conv1.bais'),
+    for old, new in (('first_stage_model.decoder.up.0.block.1.conv1.bias',
+                      'first_stage_model.decoder.up.0.block.1.conv1.bais'),
                      ('model_ema.diffusion_modelout2bias', 'model_ema.diffusion_modelout2bais'),
                      ('cond_stage_model.embedding.weight', 'cond_stage_model.embeding.weight')):
-        short = lambda n: n.removeprefix('first_stage_model.').removeprefix('model_ema.diffusion_model').removeprefix('cond_stage_model.')
+        short = lambda n: n.removeprefix('first_stage_model.').removeprefix(
+            'model_ema.diffusion_model').removeprefix('cond_stage_model.')
         refused(saved, tmp_path, f"no tensor '{short(old)}'; nearest: '{short(new)}'", {old: None, new: torch.ones(1)})
         refused(saved, tmp_path, f"e.g. '{short(new)}'; nearest: '{short(old)}'", {new: torch.ones(1)})
-    refused(saved, tmp_path, "of no family, e.g. 'alphas_cumprd'; nearest: 'alphas_cumprod'", {'alphas_cumprd': torch.ones(1)})
-    refused(saved, tmp_path, "condition: 1 tensors, e.g. 'x.weight', where the config says", {'cond_stage_model.x.weight': torch.ones(1)}, 'faces')
-    refused(saved, tmp_path, "1 tensors have no place in ImageEmbedder", {'cond_stage_model.x.weight': torch.ones(1)}, 'enlarging')
+    refused(saved, tmp_path, "of no family, e.g. 'alphas_cumprd'; nearest: 'alphas_cumprod'",
+            {'alphas_cumprd': torch.ones(1)})
+    refused(saved, tmp_path, "condition: 1 tensors, e.g. 'x.weight', where the config says",
+            {'cond_stage_model.x.weight': torch.ones(1)}, 'faces')
+    refused(saved, tmp_path, "1 tensors have no place in ImageEmbedder",
+            {'cond_stage_model.x.weight': torch.ones(1)}, 'enlarging')
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 def test_the_schedule_of_the_file_must_be_that_of_the_config(saved, tmp_path, dtype):
     right = schedule(.0015, .0195)['alphas_cumprod'].to(dtype)
-    torch.save({'state_dict': torch.load(saved('classes')[0])['state_dict'] | dict(alphas_cumprod=right)}, tmp_path/'model.ckpt')
+    torch.save({'state_dict': torch.load(saved('classes')[0])['state_dict'] | dict(alphas_cumprod=right)},
+               tmp_path/'model.ckpt')
     load_compvis(tmp_path/'model.ckpt', TOY['classes'])
     for other in (schedule(.0015, .0205), schedule(.00085, .012), schedule(.0015, .0195, 500)):
         refused(saved, tmp_path, 'another noise schedule', dict(alphas_cumprod=other['alphas_cumprod'].to(dtype)))
 
 
 @pytest.mark.parametrize('name, says', [
-    ('lora_unet_down_blocks_0_attentions_0.lora_up.weight', 'is a LoRA.*not supported'), ('unet.down_blocks.0.attentions.0.to_q.lora_A.weight', 'is a LoRA'),
-    ('conditioner.embedders.1.model.ln_final.bias', 'is Stable Diffusion XL'), ('cond_stage_model.model.ln_final.bias', 'is Stable Diffusion 2'),
-    ('control_model.zero_convs.0.0.weight', 'is a ControlNet'), ('model.diffusion_model.joint_blocks.0.x.weight', 'is a transformer'),
+    ('lora_unet_down_blocks_0_attentions_0.lora_up.weight', 'is a LoRA.*not supported'),
+    ('unet.down_blocks.0.attentions.0.to_q.lora_A.weight', 'is a LoRA'),
+    ('conditioner.embedders.1.model.ln_final.bias', 'is Stable Diffusion XL'),
+    ('cond_stage_model.model.ln_final.bias', 'is Stable Diffusion 2'),
+    ('control_model.zero_convs.0.0.weight', 'is a ControlNet'),
+    ('model.diffusion_model.joint_blocks.0.x.weight', 'is a transformer'),
     ('down_blocks.0.resnets.0.conv1.weight', 'a component of diffusers: use load_component')])
 def test_files_of_other_kinds_are_named(tmp_path, name, says):
     save_file({name: torch.ones(1)}, tmp_path/'model.safetensors')
@@ -766,7 +857,8 @@ def test_where_the_config_is_found(saved, tmp_path):
     (tmp_path/'logs/configs').mkdir()
     (tmp_path/'logs/configs/2021-project.yaml').write_text(yaml.safe_dump(TOY['faces']))
     assert load_compvis(path).size == 32
-    (path.parent/'config.yaml').write_text(yaml.safe_dump(ldm(SMALL['vq'], TOY['faces']['model']['params']['unet_config']['params'], .0195, 32, NONE)))
+    (path.parent/'config.yaml').write_text(
+        yaml.safe_dump(ldm(SMALL['vq'], TOY['faces']['model']['params']['unet_config']['params'], .0195, 32, NONE)))
     assert load_compvis(path).size == 64 and load_compvis(path, tmp_path/'logs/configs/2021-project.yaml').size == 32
     (path.parent/'config.yaml').write_text('model: [')
     with pytest.raises(ValueError, match='is no yaml'): load_compvis(path)
@@ -777,8 +869,10 @@ def test_where_the_config_is_found(saved, tmp_path):
 
 def test_without_a_tokenizer(saved, tmp_path):
     path, _ = saved('captions')
-    with pytest.raises(ValueError, match='give tokenizer=, a folder that holds bert-base-uncased'): load_compvis(path, TOY['captions'], tokenizer=tmp_path)
-    with pytest.raises(ValueError, match='a vocabulary of 61 tokens for a model of 60'): load_compvis(path, TOY['captions'], tokenizer=words(61))
+    with pytest.raises(ValueError, match='give tokenizer=, a folder that holds bert-base-uncased'):
+        load_compvis(path, TOY['captions'], tokenizer=tmp_path)
+    with pytest.raises(ValueError, match='a vocabulary of 61 tokens for a model of 60'):
+        load_compvis(path, TOY['captions'], tokenizer=words(61))
     (tmp_path/'vocab.txt').write_text('\n'.join(words(60).get_vocab()))
     (tmp_path/'tokenizer_config.json').write_text('{"tokenizer_class": "BertTokenizer"}')
     assert load_compvis(path, TOY['captions'], tokenizer=tmp_path).embedder.vocab == list(words(60).get_vocab())
@@ -793,4 +887,5 @@ def test_what_is_saved_loads_again(saved, tmp_path):
 
 def test_types(): # that the tables above speak of all there is
     assert set(FIRST) == set(FIRST_STAGES) and set(LDM) == set(UNETS) == set(compvis.RELEASED)
-    assert isinstance(paper_model('layout2img-openimages256/conditioner', 'meta'), TokenTransformer) and isinstance(paper_model('rdm', 'meta'), UNet)
+    assert (isinstance(paper_model('layout2img-openimages256/conditioner', 'meta'), TokenTransformer) and
+            isinstance(paper_model('rdm', 'meta'), UNet))

@@ -1,4 +1,4 @@
-"Every condition from the command line: trained for two steps, saved, sampled from files and words; and what each refuses."
+"Every condition as a command: trained for two steps, saved, sampled from files and words; and what each refuses."
 import numpy as np
 import pytest
 import torch
@@ -39,14 +39,17 @@ def trained(tmp_path_factory): # condition -> folder of a model, trained when fi
 
 def draw(trained, condition, tmp_path, *words):
     out = tmp_path/f'{condition}.png'
-    sample_command(['--model', str(trained(condition)), '--n', '2', '--steps', '2', '--out', str(out), *map(str, words)])
+    sample_command(['--model', str(trained(condition)), '--n', '2', '--steps', '2', '--out', str(out),
+                    *map(str, words)])
     assert Image.open(out).size[0] > 100
     return LatentDiffusion.from_pretrained(trained(condition))
 
 
 @pytest.mark.parametrize('condition, words, channels', [
-    ('none', [], 4), ('class', ['3'], 4), ('layout', [BOXES], 13), ('map', ['--map', 'map.png'], 12), ('x4', ['--image', 'small.png'], 7),
-    ('inpaint', ['--image', 'picture.png', '--mask', 'mask.png'], 9), ('text+inpaint', ['a red house', '--image', 'picture.png', '--mask', 'mask.png'], 9),
+    ('none', [], 4), ('class', ['3'], 4), ('layout', [BOXES], 13), ('map', ['--map', 'map.png'], 12),
+    ('x4', ['--image', 'small.png'], 7),
+    ('inpaint', ['--image', 'picture.png', '--mask', 'mask.png'], 9),
+    ('text+inpaint', ['a red house', '--image', 'picture.png', '--mask', 'mask.png'], 9),
     ('class+map', ['3', '--map', 'map.png'], 12), ('class', ['3', '--negative', '2'], 4),
     ('text', ['a red house', '--init', 'picture.png', '--strength', '.5', '--negative', 'snowy'], 4),
     ('layout', [BOXES, '--negative', 'tree .1 .1 .5 .5'], 13),
@@ -59,26 +62,31 @@ def test_every_condition(trained, files, tmp_path, condition, words, channels):
 @pytest.mark.parametrize('condition, words, says', [
     ('layout', ['a house'], 'expected boxes like'), ('layout', ['castle 0 0 1 1'], "no class 'castle'; there are sky"),
     ('layout', ['house .5 .5 .4 .8'], 'top left first'), ('layout', ['house .5 .5 1.4 .8'], 'fractions of the picture'),
-    ('layout', [', '.join(['tree .1 .1 .2 .2']*17)], '17 boxes, where 16 fit'), ('layout', [], 'told what to draw: layout'),
-    ('map', ['dusk'], 'give --map'), ('map', ['dusk', '--map', 'map.png'], 'by pictures alone'),
-    ('map', ['--map', 'map.png', '--negative', 'dusk'], 'not told words'), ('map', ['--map', 'picture.png'], 'expected (h, w) class ids'),
+    ('layout', [', '.join(['tree .1 .1 .2 .2']*17)], '17 boxes, where 16 fit'),
+    ('layout', [], 'told what to draw: layout'),
+    ('map', ['dusk'], 'give --map'), ('map', ['dusk', '--map', 'map.png'], 'on images alone'),
+    ('map', ['--map', 'map.png', '--negative', 'dusk'], 'not conditioned on words'),
+    ('map', ['--map', 'picture.png'], 'expected (h, w) class ids'),
     ('map', ['--map', 'bad.png'], 'the map has ids [200]'),
-    ('x4', ['--image', 'small.png', '--mask', 'mask.png'], 'this model does not fill pictures'),
+    ('x4', ['--image', 'small.png', '--mask', 'mask.png'], 'this model does not fill images'),
     ('x4', ['--image', 'small.png', '--size', '128'], 'asks for 64x64'),
-    ('inpaint', ['--image', 'picture.png'], 'fills pictures: give --mask'), ('x4', [], 'enlarges pictures: give --image'),
+    ('inpaint', ['--image', 'picture.png'], 'fills images: give --mask'), ('x4', [], 'enlarges images: give --image'),
     ('inpaint', ['--image', 'picture.png', '--mask', 'small.png'], 'expected the same size'),
-    ('none', ['--map', 'map.png'], 'not told maps'), ('none', ['--image', 'picture.png'], 'to start from one use --init'),
+    ('none', ['--map', 'map.png'], 'not conditioned on maps'),
+    ('none', ['--image', 'picture.png'], 'to start from one use --init'),
     ('text', ['dusk', '--image', 'picture.png'], 'use --init'),
     ('class', ['99'], 'class 99: this model knows'), ('class', ['3', '--init', 'no-such.png'], '--init'),
     ('text', ['dusk', '--eta', '.5', '--sampler', 'euler'], 'only ddim'),
-    ('class', ['3', '--strength', '.5'], 'give --init'), ('class', ['3', '--guidance', '1', '--negative', '2'], 'no use at guidance 1'),
+    ('class', ['3', '--strength', '.5'], 'give --init'),
+    ('class', ['3', '--guidance', '1', '--negative', '2'], 'no use at guidance 1'),
     ('text', ['dusk', '--negative', ''], 'an empty caption')])
 def test_refused(trained, files, tmp_path, capsys, condition, words, says):
     if 'bad.png' in words: Image.fromarray(np.full((64, 64), 200, np.uint8)).save(files/'bad.png')
     words = [str(files/w) if w.endswith('.png') else w for w in words]
     trained(condition)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as e: sample_command(['--model', str(trained(condition)), '--steps', '2', '--out', str(tmp_path/'x.png'), *words])
+    with pytest.raises(SystemExit) as e:
+        sample_command(['--model', str(trained(condition)), '--steps', '2', '--out', str(tmp_path/'x.png'), *words])
     err = capsys.readouterr().err.strip().splitlines()
     assert e.value.code == 2 and len(err) == 1 and says in err[0], err
     assert not (tmp_path/'x.png').exists()
@@ -86,8 +94,10 @@ def test_refused(trained, files, tmp_path, capsys, condition, words, says):
 
 def test_a_condition_that_data_lack_is_refused_before_anything_is_written(tmp_path, capsys):
     for k in range(3): Image.new('RGB', (64, 64), (k*90, 0, 0)).save(tmp_path/f'{k}.png')
-    for condition, says in (('map', 'semantic maps, which only postcards have'), ('text', 'metadata.jsonl'), ('smell', 'expected none (alone), text, layout')):
-        words = ['--data', str(tmp_path), '--condition', condition, '--preset', 'tiny', '--quiet', '--out', str(tmp_path/'out')]
+    for condition, says in (('map', 'semantic maps, which only postcards have'), ('text', 'metadata.jsonl'),
+                            ('smell', 'expected none (alone), text, layout')):
+        words = ['--data', str(tmp_path), '--condition', condition, '--preset', 'tiny', '--quiet', '--out',
+                 str(tmp_path/'out')]
         with pytest.raises(SystemExit): train_command(['diffusion', *words])
         assert says in capsys.readouterr().err and not (tmp_path/'out').exists()
 
@@ -103,7 +113,8 @@ def test_known_pixels_come_back_exactly(trained, files):
 def test_boxes_of_postcards_reach_the_layout(trained):
     ldm, boxes = LatentDiffusion.from_pretrained(trained('layout')), Postcards(1, seed=5)[0]['boxes']
     assert ldm.embedder.names == list(CLASSES)
-    a, b = (ldm.embedder.prepare(ldm.embedder.prompts(y)) for y in (boxes, [[CLASSES[int(c)], *at] for c, *at in boxes.tolist()]))
+    a, b = (ldm.embedder.prepare(ldm.embedder.prompts(y))
+            for y in (boxes, [[CLASSES[int(c)], *at] for c, *at in boxes.tolist()]))
     assert torch.equal(a, b)
 
 

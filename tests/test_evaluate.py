@@ -1,4 +1,4 @@
-"ldm-evaluate as a person calls it: help, a table and a file, the same numbers again, and one line for each kind of bad input."
+"ldm-evaluate as a person calls it: help, a table and a file, the same numbers again, one line for each bad input."
 import copy
 import json
 import sys
@@ -18,7 +18,8 @@ EVALUATE = [sys.executable, '-m', 'ldm_nb.cli.evaluate']
 TINY = ['--model', 'postcards-text', '--n', 24, '--steps', 2, '--device', 'cpu']
 
 
-def quiet(capsys, *words): # the command in this process: what it leaves on stdout; raises SystemExit as the command line would
+def quiet(capsys, *words):
+    # the command in this process: what it leaves on stdout; raises SystemExit as the command line would
     evaluate_command([str(w) for w in words])
     return capsys.readouterr().out
 
@@ -34,8 +35,8 @@ def error(capsys, *words) -> str: # the one line of a call that fails
 @pytest.fixture(scope='module')
 def unconditional(): # with random weights
     ae = load_autoencoder('ae-kl-f4')
-    return LatentDiffusion(ae, make_unet(None, ae.z_ch, ch=32, groups=8, ch_mult=(1, 2), attn_factors=(2,), num_res_blocks=1),
-                           first_stage=None).eval()
+    return LatentDiffusion(ae, make_unet(None, ae.z_ch, ch=32, groups=8, ch_mult=(1, 2), attn_factors=(2,),
+                                         num_res_blocks=1), first_stage=None).eval()
 
 
 def test_help():
@@ -48,14 +49,16 @@ def test_help():
 def test_table_and_file(tmp_path, capsys):
     r = run(*EVALUATE, *TINY, '--out', tmp_path/'new'/'table.json')
     assert r.returncode == 0, r.stderr
-    assert 'warning: 24 pictures and 384 features' in r.stderr
+    assert 'warning: 24 images and 384 features' in r.stderr
     head, *rows = r.stdout.splitlines()
     assert head.split() == ['measure', 'value', '95', '%', 'interval', 'real', 'n']
     written = json.loads((tmp_path/'new'/'table.json').read_text())
     assert [p.name for p in (tmp_path/'new').iterdir()] == ['table.json'] # no temporary file
-    assert written['command'].startswith('ldm-evaluate --model postcards-text --n 24') and written['seconds'] > 0 and written['device'] == 'cpu'
+    assert (written['command'].startswith('ldm-evaluate --model postcards-text --n 24') and written['seconds'] > 0 and
+            written['device'] == 'cpu')
     measures = written['measures']
-    assert {'FID', 'KID', 'precision', 'recall', 'IS', 'caption: all', 'first stage: PSNR', 'first stage: rFID'} <= set(measures)
+    assert {'FID', 'KID', 'precision', 'recall', 'IS', 'caption: all', 'first stage: PSNR',
+            'first stage: rFID'} <= set(measures)
     for k, m in measures.items():
         assert m['low'] <= m['value'] <= m['high'] and 0 < m['n'] <= 24, (k, m)
         assert any(row.startswith(k + ' ') for row in rows), k
@@ -69,18 +72,19 @@ def test_another_seed_is_another_set(tmp_path, capsys):
     assert a[1].startswith('FID') and b[1].startswith('FID') and a[1] != b[1]
 
 
-def test_folder_of_pictures(tmp_path, unconditional, capsys): # not postcards, fewer than twice n: says so, and goes on with what there is
+def test_folder_of_pictures(tmp_path, unconditional, capsys):
+    # not postcards, fewer than twice n: says so, and goes on with what there is
     folder = tmp_path/'pictures'
     folder.mkdir()
     for k in range(44): Image.effect_noise((70, 64), 10 + k).convert('RGB').save(folder/f'{k}.png')
     unconditional.save_pretrained(tmp_path/'model')
     words = ['--model', tmp_path/'model', '--data', folder, '--steps', 1, '--n', 30, '--device', 'cpu']
     evaluate_command([str(w) for w in (*words, '--out', tmp_path/'t.json')])
-    assert 'has 44 pictures: n=22' in capsys.readouterr().err
+    assert 'has 44 images: n=22' in capsys.readouterr().err
     assert {m['n'] for m in json.loads((tmp_path/'t.json').read_text())['measures'].values()} == {22}
-    assert "told by text, and" in error(capsys, *TINY, '--data', folder)
+    assert "conditioned on text, and" in error(capsys, *TINY, '--data', folder)
     for k in range(39): (folder/f'{k}.png').unlink()
-    assert 'has 5 picture(s): expected at least 40' in error(capsys, *words)
+    assert 'has 5 image(s): expected at least 40' in error(capsys, *words)
 
 
 def test_nan(tmp_path, unconditional, capsys):
@@ -88,7 +92,7 @@ def test_nan(tmp_path, unconditional, capsys):
     broken.autoencoder.decoder.conv_out.bias.data[:] = float('nan')
     broken.save_pretrained(tmp_path/'broken')
     out = tmp_path/'t.json'
-    assert '24 of 24 pictures hold NaN' in error(capsys, '--model', tmp_path/'broken', *TINY[2:], '--out', out)
+    assert '24 of 24 images hold NaN' in error(capsys, '--model', tmp_path/'broken', *TINY[2:], '--out', out)
     assert not out.exists()
 
 
@@ -98,10 +102,13 @@ def test_first_stage(capsys):
 
 
 @pytest.mark.parametrize('words, says', [
-    (['--model', 'no-such-model'], 'postcards-text'), (['--model', 'reader'], 'not a latent diffusion model'), (['--n', 19], 'at least 20'),
-    (['--n', 'many'], 'invalid int'), (['--steps', 0], 'steps=0'), (['--steps', 5000], 'steps=5000'), (['--sampler', 'best'], 'no sampler'),
-    (['--eta', 2], 'eta=2'), (['--guidance', 'nan'], 'guidance=nan'), (['--batch-size', 0], '--batch-size 0'), (['--seed', -1], '--seed -1'),
-    (['--data', 'no/such'], 'no folder'), (['--data', 'photos'], 'told by text'),
+    (['--model', 'no-such-model'], 'postcards-text'), (['--model', 'reader'], 'not a latent diffusion model'),
+    (['--n', 19], 'at least 20'),
+    (['--n', 'many'], 'invalid int'), (['--steps', 0], 'steps=0'), (['--steps', 5000], 'steps=5000'),
+    (['--sampler', 'best'], 'no sampler'),
+    (['--eta', 2], 'eta=2'), (['--guidance', 'nan'], 'guidance=nan'), (['--batch-size', 0], '--batch-size 0'),
+    (['--seed', -1], '--seed -1'),
+    (['--data', 'no/such'], 'no folder'), (['--data', 'photos'], 'conditioned on text'),
     (['--features', 'clip'], 'invalid choice'), (['--frobnicate'], 'unrecognized')], ids=str)
 def test_refuses(capsys, words, says):
     assert says in error(capsys, *TINY, *words)
@@ -116,7 +123,8 @@ def test_refuses_folders(capsys, tmp_path):
     assert 'no config.json' in refused(r) and not r.stdout
 
 
-def test_inception_seam(monkeypatch, capsys): # what torch-fidelity is given and gives, with a stand-in; without it, one line
+def test_inception_seam(monkeypatch, capsys):
+    # what torch-fidelity is given and gives, with a stand-in; without it, one line
     seen = []
     class Stand(torch.nn.Module):
         def __init__(self, name, features):

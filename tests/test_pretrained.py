@@ -1,4 +1,5 @@
-"Names on the hub: fetched once, found again without a network, and refused in words. The hub is a server of this test on loopback."
+"""Names on the hub: fetched once, found again without a network, and refused in words. The hub is a server of this
+test on loopback."""
 import hashlib
 import json
 import sys
@@ -50,12 +51,15 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith('/api/models/someone/a-model'):
             files = {str(p.relative_to(self.folder)): p for p in sorted(self.folder.rglob('*')) if p.is_file()}
             tree = [dict(type='file', path=f, size=p.stat().st_size, oid=tag(p)) for f, p in files.items()]
-            out = json.dumps(tree if '/tree/' in path else dict(id='someone/a-model', sha=SHA, siblings=[dict(rfilename=f) for f in files])).encode()
-        elif '/resolve/' in path and (f := self.folder/path.split(f'/resolve/{SHA}/')[-1]).is_file(): out = f.read_bytes()
+            out = json.dumps(tree if '/tree/' in path else dict(id='someone/a-model', sha=SHA,
+                                                                siblings=[dict(rfilename=f) for f in files])).encode()
+        elif '/resolve/' in path and (f := self.folder/path.split(f'/resolve/{SHA}/')[-1]).is_file():
+            out = f.read_bytes()
         else: return self.send_error(404)
         mark = tag(f) if '/resolve/' in path else 'list'
         self.send_response(200)
-        for k, v in {'Content-Length': len(out), 'ETag': f'"{mark}"', 'X-Repo-Commit': SHA, 'Content-Type': 'application/octet-stream'}.items():
+        for k, v in {'Content-Length': len(out), 'ETag': f'"{mark}"', 'X-Repo-Commit': SHA,
+                     'Content-Type': 'application/octet-stream'}.items():
             self.send_header(k, str(v))
         self.end_headers()
         if body and '/resolve/' in path: self.asked.append(path.split(f'{SHA}/')[-1])
@@ -75,7 +79,9 @@ def hub(model):
     server.shutdown()
 
 
-def load(home, hub, **env): return run(sys.executable, '-c', PROGRAM, timeout=120, HF_HOME=str(home), HF_ENDPOINT=hub, HF_HUB_DISABLE_XET='1', **env)
+def load(home, hub, **env):
+    return run(sys.executable, '-c', PROGRAM, timeout=120, HF_HOME=str(home), HF_ENDPOINT=hub,
+               HF_HUB_DISABLE_XET='1', **env)
 
 
 def test_a_name_is_fetched_once_and_found_again_without_a_network(hub, tmp_path):
@@ -83,7 +89,8 @@ def test_a_name_is_fetched_once_and_found_again_without_a_network(hub, tmp_path)
     r = load(tmp_path, hub)
     assert r.returncode == 0 and 'drew (1, 3, 32, 32)' in r.stdout, r.stderr
     weights = {f for f in Hub.asked if f.endswith('.safetensors')}
-    assert weights == {'unet/diffusion_pytorch_model.safetensors', 'vqvae/diffusion_pytorch_model.safetensors'}, 'and nothing that nobody needs'
+    assert weights == {'unet/diffusion_pytorch_model.safetensors',
+                       'vqvae/diffusion_pytorch_model.safetensors'}, 'and nothing that nobody needs'
     before = len(Hub.asked)
     r = load(tmp_path, 'http://127.0.0.1:9', HF_HUB_OFFLINE='1')
     assert r.returncode == 0 and 'drew' in r.stdout and len(Hub.asked) == before, r.stderr
@@ -92,7 +99,8 @@ def test_a_name_is_fetched_once_and_found_again_without_a_network(hub, tmp_path)
 def test_without_a_network_and_without_a_cache_it_says_so(tmp_path):
     for env in (dict(HF_HUB_OFFLINE='1'), {}):
         r = load(tmp_path, 'http://127.0.0.1:9', **env)
-        assert r.returncode == 1 and 'error: no folder someone/a-model' in r.stderr and 'Traceback' not in r.stderr, r.stderr
+        assert (r.returncode == 1 and 'error: no folder someone/a-model' in r.stderr and
+                'Traceback' not in r.stderr), r.stderr
 
 
 def test_half_a_download_is_no_model(hub, tmp_path):
@@ -106,4 +114,5 @@ def test_half_a_download_is_no_model(hub, tmp_path):
 
 def test_a_pipeline_of_diffusers_opens_what_we_wrote(model):
     pipe = diffusers.DiffusionPipeline.from_pretrained(model)
-    assert type(pipe) is diffusers.LDMPipeline and type(pipe.scheduler) is diffusers.DDIMScheduler and not pipe.scheduler.config.clip_sample
+    assert (type(pipe) is diffusers.LDMPipeline and type(pipe.scheduler) is diffusers.DDIMScheduler and
+            not pipe.scheduler.config.clip_sample)

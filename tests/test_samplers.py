@@ -1,4 +1,4 @@
-"Whole trajectories, noise levels and the rescaled schedule against diffusers, at the settings of the released latent diffusion models."
+"Whole trajectories, noise levels and the rescaled schedule against diffusers, at the settings of the released models."
 import importlib
 
 import diffusers
@@ -15,7 +15,7 @@ SHAPE = (3, 4, 6, 6)
 
 
 class Bounded:
-    "A network that answers in eps, made of a guess of z0 that stays bounded: eps = (z_t - sqrt(abar) z0)/sqrt(1 - abar). Float64."
+    "A network that predicts eps, from a guess of z0 that stays bounded: (z_t - sqrt(abar) z0)/sqrt(1 - abar). Float64."
     def __init__(self, schedule, guess): self.schedule, self.guess = schedule, guess
 
     def __call__(self, z_t, t, c=None): # t: one step, or one a sample, integers in any type
@@ -29,12 +29,14 @@ def network(): # seeded, convolutions that know the noise level, an answer withi
     torch.manual_seed(0)
     first, last = torch.nn.Conv2d(5, 16, 3, padding=1).double(), torch.nn.Conv2d(16, 4, 3, padding=1).double()
     def guess(z_t, a):
-        with torch.no_grad(): return 2*last(3*first(torch.cat([z_t, a.sqrt().expand(len(z_t), 1, *z_t.shape[2:])], 1)).sin()).tanh()
+        with torch.no_grad():
+            return 2*last(3*first(torch.cat([z_t, a.sqrt().expand(len(z_t), 1, *z_t.shape[2:])], 1)).sin()).tanh()
     return guess
 
 
 def mixture(): # the exact denoiser of five clusters
-    m = Mixture(1.5*torch.randn(5, *SHAPE[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64), [.3, .5, .7, .4, .6])
+    m = Mixture(1.5*torch.randn(5, *SHAPE[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+                [.3, .5, .7, .4, .6])
     return lambda z_t, a: m.denoise(z_t/a.sqrt(), ((1 - a)/a).sqrt().reshape(-1))
 
 
@@ -44,7 +46,7 @@ class Tape:
     def __call__(self, like): return torch.randn(like.shape, generator=self.g, dtype=torch.float64).to(like.dtype)
 
 
-# ours; its arguments; their scheduler and its arguments; our last sigma; how its calls make up steps; its units; which keyword takes noise
+# our sampler, its arguments; their scheduler, its arguments; our final sigma; the units of their z
 EACH, ZERO, FIRST = dict(set_alpha_to_one=False), dict(set_alpha_to_one=True), None
 CASES = {
     'ddim, eta 0': ('ddim', dict(eta=0.), 'DDIMScheduler', dict(clip_sample=False, **EACH), None, 'vp'),
@@ -57,34 +59,40 @@ CASES = {
     'euler, to 0': ('euler', {}, 'EulerDiscreteScheduler', dict(final_sigmas_type='zero'), 0., 'sigma'),
     'euler_a': ('euler_a', {}, 'EulerAncestralDiscreteScheduler', {}, 0., 'sigma'),
     'heun': ('heun', {}, 'HeunDiscreteScheduler', {}, 0., 'sigma'),
-    'dpmpp_2m': ('dpmpp_2m', {}, 'DPMSolverMultistepScheduler', dict(final_sigmas_type='sigma_min', lower_order_final=False), None, 'vp'),
+    'dpmpp_2m': ('dpmpp_2m', {}, 'DPMSolverMultistepScheduler',
+                 dict(final_sigmas_type='sigma_min', lower_order_final=False), None, 'vp'),
     'dpmpp_2m, to 0': ('dpmpp_2m', {}, 'DPMSolverMultistepScheduler', dict(final_sigmas_type='zero'), 0., 'vp'),
 }
 
 
-def theirs(case, pair, steps, net, unit, monkeypatch): # the scheduler after its walk, and z after each step, in its own units
+def theirs(case, pair, steps, net, unit, monkeypatch):
+    "The scheduler after the last step, and z after each step, in its own units."
     name, kwargs, scheduler, config, _, _ = CASES[case]
     if scheduler != 'DPMSolverMultistepScheduler': config = dict(config, timestep_spacing='leading', steps_offset=1)
-    s = getattr(diffusers, scheduler)(num_train_timesteps=1000, beta_start=pair[0], beta_end=pair[1], beta_schedule='scaled_linear', **config)
-    if scheduler == 'DPMSolverMultistepScheduler': s.set_timesteps(timesteps=sampling_steps(steps)) # its own 'leading' divides by steps + 1
+    s = getattr(diffusers, scheduler)(num_train_timesteps=1000, beta_start=pair[0], beta_end=pair[1],
+                                      beta_schedule='scaled_linear', **config)
+    # its own 'leading' divides by steps + 1
+    if scheduler == 'DPMSolverMultistepScheduler': s.set_timesteps(timesteps=sampling_steps(steps))
     else: s.set_timesteps(steps)
     tape = Tape()
     module = importlib.import_module(type(s).__module__)
-    if hasattr(module, 'randn_tensor'): monkeypatch.setattr(module, 'randn_tensor', lambda shape, dtype=None, **_: tape(torch.empty(shape, dtype=dtype)))
-    z, walk = unit*torch.as_tensor(s.init_noise_sigma, dtype=torch.float64), []
+    if hasattr(module, 'randn_tensor'):
+        monkeypatch.setattr(module, 'randn_tensor',
+                            lambda shape, dtype=None, **_: tape(torch.empty(shape, dtype=dtype)))
+    z, path = unit*torch.as_tensor(s.init_noise_sigma, dtype=torch.float64), []
     for t in s.timesteps:
         z = s.step(net(s.scale_model_input(z, t), t), t, z, **kwargs).prev_sample
-        walk.append(z.double())
-    if name == 'heun': walk = walk[1::2] + walk[-1:]        # two calls a step, but for the last
-    if name == 'plms': walk = walk[1:]                      # two calls in the first
-    return s, walk
+        path.append(z.double())
+    if name == 'heun': path = path[1::2] + path[-1:]        # two calls a step, but for the last
+    if name == 'plms': path = path[1:]                      # two calls in the first
+    return s, path
 
 
 def ours(case, schedule, sigmas, net, unit): # z after each step, in the units of the peer
     name, kwargs, _, _, _, units = CASES[case]
     start = unit*(1 + sigmas[0]**2).sqrt()
-    walk = SAMPLERS[name](Denoiser(net, schedule), start, sigmas, noise=Tape(), **kwargs)
-    return [z/(1 + s**2).sqrt() if units == 'vp' else z for (z, _), s in zip(walk, sigmas[1:], strict=True)]
+    path = SAMPLERS[name](Denoiser(net, schedule), start, sigmas, noise=Tape(), **kwargs)
+    return [z/(1 + s**2).sqrt() if units == 'vp' else z for (z, _), s in zip(path, sigmas[1:], strict=True)]
 
 
 def gaps(a, b): # of max|z|, one a step
@@ -99,37 +107,45 @@ def gaps(a, b): # of max|z|, one a step
 def test_trajectory(case, guess, pair, steps, monkeypatch, record_property):
     "Their schedulers as they come, with tables in float32; our sigmas in float64."
     schedule = Schedule(start=pair[0], end=pair[1])
-    net, unit = Bounded(schedule, guess()), torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    net = Bounded(schedule, guess())
+    unit = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     sigmas = sampling_sigmas(schedule.sigma, steps, final_sigma=CASES[case][4])
     _, peer = theirs(case, pair, steps, net, unit, monkeypatch)
     mine = ours(case, schedule, sigmas, net, unit)
     assert len(mine) == steps and max(z.abs().max() for z in mine) < 1e3
     gap = gaps(mine, peer)
     record_property('gap', max(gap))
-    assert max(gap) <= TOLERANCE, f'{case}, {steps} steps: off by {max(gap):.1e} of max|z| at step {gap.index(max(gap)) + 1}'
+    worst = max(gap)
+    assert worst <= TOLERANCE, f'{case}, {steps} steps: off by {worst:.1e} of max|z| at step {gap.index(worst) + 1}'
 
 
 @pytest.mark.parametrize('case', [c for c in CASES if CASES[c][2] in ('DDIMScheduler', 'PNDMScheduler')])
-def test_trajectory_in_float64(case, monkeypatch): # where the peer lets its table be replaced, nothing is left but round-off
+def test_trajectory_in_float64(case, monkeypatch):
+    "Where the peer lets its table be replaced, nothing is left but round-off."
     schedule = Schedule()
-    net, unit = Bounded(schedule, network()), torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    net = Bounded(schedule, network())
+    unit = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     init = getattr(diffusers, CASES[case][2]).__init__
     def exact(self, *args, **kwargs):
         init(self, *args, **kwargs)
         self.alphas_cumprod = schedule.abar.clone()
-        self.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if kwargs['set_alpha_to_one'] else schedule.abar[0]
+        to_one = kwargs['set_alpha_to_one']
+        self.final_alpha_cumprod = torch.ones((), dtype=torch.float64) if to_one else schedule.abar[0]
     monkeypatch.setattr(getattr(diffusers, CASES[case][2]), '__init__', exact)
     _, peer = theirs(case, PAIRS[0], 20, net, unit, monkeypatch)
-    assert max(gaps(ours(case, schedule, sampling_sigmas(schedule.sigma, 20, final_sigma=CASES[case][4]), net, unit), peer)) < 1e-10
+    sigmas = sampling_sigmas(schedule.sigma, 20, final_sigma=CASES[case][4])
+    assert max(gaps(ours(case, schedule, sigmas, net, unit), peer)) < 1e-10
 
 
 @pytest.mark.parametrize('pair', PAIRS, ids=str)
 def test_spacings(pair):
     schedule = Schedule(start=pair[0], end=pair[1])
     config = dict(beta_start=pair[0], beta_end=pair[1], beta_schedule='scaled_linear')
-    for spacing, counts in (('leading', (1, 2, 4, 5, 10, 20, 25, 50, 100, 200, 250, 500)), ('linspace', (2, 3, 7, 10, 20, 33, 50, 101, 333, 999)),
+    for spacing, counts in (('leading', (1, 2, 4, 5, 10, 20, 25, 50, 100, 200, 250, 500)),
+                            ('linspace', (2, 3, 7, 10, 20, 33, 50, 101, 333, 999)),
                             ('trailing', (1, 2, 3, 7, 10, 20, 27, 50, 101, 250, 400, 999, 1000))):
-        peer = diffusers.PNDMScheduler(timestep_spacing=spacing, steps_offset=int(spacing == 'leading'), skip_prk_steps=True)
+        peer = diffusers.PNDMScheduler(timestep_spacing=spacing, steps_offset=int(spacing == 'leading'),
+                                       skip_prk_steps=True)
         for n in counts:
             if (spacing, n) == ('leading', 1): continue # a single step is the last one here, and t = 1 there
             peer.set_timesteps(n)
@@ -139,7 +155,8 @@ def test_spacings(pair):
     peer = diffusers.EulerDiscreteScheduler(use_karras_sigmas=True, timestep_spacing='linspace', **config)
     for n in (2, 10, 20, 50):
         peer.set_timesteps(n)
-        assert (sampling_sigmas(schedule.sigma, n, 'karras')[:-1]/peer.sigmas[:-1].double() - 1).abs().max() < 2e-4 and peer.sigmas[-1] == 0
+        ratio = sampling_sigmas(schedule.sigma, n, 'karras')[:-1]/peer.sigmas[:-1].double()
+        assert (ratio - 1).abs().max() < 2e-4 and peer.sigmas[-1] == 0
 
 
 @pytest.mark.parametrize('spacing', SPACINGS)
@@ -154,10 +171,10 @@ def test_step_counts(spacing): # those that crash or miscount in the published s
 def test_exactly_as_many_steps_as_asked(name):
     sigma, z = Schedule().sigma, torch.ones(1, 2, dtype=torch.float64)
     for n in (1, 2, 3, 9, 36, 111, 333, 400, 777):
-        for last in (None, 0.):
-            sigmas = sampling_sigmas(sigma, n, final_sigma=last)
-            walk = list(SAMPLERS[name](lambda z, s: z/(1 + s**2), z*sigmas[0], sigmas))
-            assert len(walk) == n and all(torch.isfinite(v).all() for pair in walk for v in pair), (name, n, last)
+        for final_sigma in (None, 0.):
+            sigmas = sampling_sigmas(sigma, n, final_sigma=final_sigma)
+            taken = list(SAMPLERS[name](lambda z, s: z/(1 + s**2), z*sigmas[0], sigmas))
+            assert len(taken) == n and all(torch.isfinite(v).all() for pair in taken for v in pair), (name, n)
 
 
 @pytest.mark.parametrize('pair', [*PAIRS, (.0015, .0155), (.0015, .0205)], ids=str)
@@ -165,6 +182,7 @@ def test_zero_terminal_snr(pair):
     b = betas('scaled_linear', *pair, 1000)
     peer = (1 - rescale_zero_terminal_snr(b.clone())).cumprod(0)
     schedule = Schedule(start=pair[0], end=pair[1], zero_snr=True)
-    assert (schedule.abar[:-1] - peer[:-1]).abs().max() < 1e-12 and (schedule.abar[:-1]/peer[:-1] - 1).abs().max() < 1e-6
+    assert (schedule.abar[:-1] - peer[:-1]).abs().max() < 1e-12
+    assert (schedule.abar[:-1]/peer[:-1] - 1).abs().max() < 1e-6
     assert peer[-1] < 1e-16 and 0 < schedule.abar[-1] <= 2**-24 and (schedule.sigma.diff() > 0).all()
     assert torch.equal(Schedule(**schedule.config).abar, schedule.abar)

@@ -1,5 +1,5 @@
-"`make check` passes on a good tree and fails on each kind of bad one. The bad ones are small copies, broken on purpose."
-import importlib.util
+"`make check` passes on a good tree and fails on each kind of bad one: small copies, broken on purpose."
+import importlib
 import json
 import shutil
 import subprocess
@@ -8,7 +8,8 @@ import sys
 import pytest
 from conftest import run
 
-CHAPTERS = ('00a_files', '01_data')
+CHAPTERS = ('engine/00_files', 'engine/02_build', 'datasets/00_images')
+FILES, IMAGES = 'nbs/engine/00_files.ipynb', 'nbs/datasets/00_images.ipynb'
 
 
 def script(tree, name, *words): return run(sys.executable, tree/'.ci'/f'{name}.py', *words, cwd=tree)
@@ -24,11 +25,25 @@ def edit(path, f): # `f` changes the cells of a notebook; written as nbdev_clean
 
 
 def exported(cells, holding='') -> dict: # the first exported cell that holds a text
-    return next(c for c in cells if c['cell_type'] == 'code' and source(c).startswith('#| export\n') and holding in source(c))
+    return next(c for c in cells
+                if c['cell_type'] == 'code' and source(c).startswith('#| export\n') and holding in source(c))
 
 
-def add_code(cells, text): # a cell before the last one
-    cells.insert(-1, dict(cell_type='code', id='made-to-fail', metadata={}, execution_count=None, outputs=[], source=text.splitlines(True)))
+def new_cell(text, id='made-to-fail', outputs=()) -> dict:
+    return dict(cell_type='code', id=id, metadata={}, execution_count=None, outputs=list(outputs),
+                source=text.splitlines(True))
+
+
+def add_code(cells, text): cells.insert(-1, new_cell(text)) # before the last one
+
+
+def add_notebook(tree, name, *texts): # of these cells, with an output, listed in the sidebar
+    path = tree/f'nbs/{name}.ipynb'
+    path.parent.mkdir(exist_ok=True)
+    shown = dict(output_type='stream', name='stdout', text=['shown\n'])
+    cells = [new_cell(text, f'c{k}', [shown]*(k == 0)) for k, text in enumerate(texts)]
+    path.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    with open(tree/'nbs/sidebar.yml', 'a') as f: f.write(f'          - {name}.ipynb\n')
 
 
 def without_pictures(cells):
@@ -36,21 +51,27 @@ def without_pictures(cells):
         if c['cell_type'] == 'code': c['outputs'] = [o for o in c['outputs'] if 'image/png' not in o.get('data', {})]
 
 
-LINKS = '![](images/a.png) [first](00a_files.ipynb#saving) [out](https://x.org/y) [up](../LICENSE)'
-INDEX = [dict(cell_type='markdown', id='a', metadata={}, source='# A title\n\n' + LINKS),
-         dict(cell_type='code', id='b', metadata={}, execution_count=None, source='#| hide\nsecret = 1', outputs=[]),
-         dict(cell_type='code', id='c', metadata={}, execution_count=None, source='1 + 1',
-              outputs=[dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain': '2'})])]
+LINKS = '![](images/a.png) [first](engine/00_files.ipynb#saving) [out](https://x.org/y) [up](../LICENSE)'
+INDEX = [
+    dict(cell_type='markdown', id='a', metadata={}, source='# A title\n\n' + LINKS),
+    dict(cell_type='code', id='b', metadata={}, execution_count=None, source='#| hide\nsecret = 1', outputs=[]),
+    dict(cell_type='code', id='c', metadata={}, execution_count=None, source='1 + 1',
+         outputs=[dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain': '2'})])]
 
 
 @pytest.fixture(scope='session')
-def good(root, tmp_path_factory): # two chapters, an index, all in order
+def good(root, tmp_path_factory): # three notebooks of two parts, an index, all in order
     tree = tmp_path_factory.mktemp('tree')
-    for d in ('nbs/images', 'ldm_nb'): (tree/d).mkdir(parents=True)
+    for d in ('nbs/images', 'nbs/engine', 'nbs/datasets', 'ldm_nb'): (tree/d).mkdir(parents=True)
     shutil.copytree(root/'.ci', tree/'.ci', ignore=shutil.ignore_patterns('__pycache__'))
-    for f in ('settings.ini', 'LICENSE', 'ldm_nb/__init__.py', 'nbs/sidebar.yml', *(f'nbs/{c}.ipynb' for c in CHAPTERS)): shutil.copy(root/f, tree/f)
+    for f in ('settings.ini', 'LICENSE', 'ldm_nb/__init__.py', *(f'nbs/{c}.ipynb' for c in CHAPTERS)):
+        shutil.copy(root/f, tree/f)
+    (tree/'nbs/sidebar.yml').write_text(''.join(f'- {c}.ipynb\n' for c in ('index', *CHAPTERS)))
     (tree/'nbs/images/a.png').write_bytes(b'')
-    for c in CHAPTERS: edit(tree/f'nbs/{c}.ipynb', without_pictures) # small, whatever the chapters grow to
+    for c in CHAPTERS:
+        edit(tree/f'nbs/{c}.ipynb', without_pictures) # small, whatever the chapters grow to
+        edit(tree/f'nbs/{c}.ipynb', lambda cells: cells.insert(
+            -1, new_cell('print(1)', 'shows', [dict(output_type='stream', name='stdout', text=['1\n'])])))
     (tree/'nbs/index.ipynb').write_text(json.dumps(dict(cells=INDEX, metadata={}, nbformat=4, nbformat_minor=5)))
     for f in ('clean import nbdev_clean', 'doclinks import nbdev_export'):
         subprocess.run([sys.executable, '-c', f'from nbdev.{f} as f; f()'], cwd=tree, check=True)
@@ -62,10 +83,28 @@ def good(root, tmp_path_factory): # two chapters, an index, all in order
 def tree(good, tmp_path): return shutil.copytree(good, tmp_path/'tree')
 
 
-def test_this_tree(root):
-    for words in (('story',), ('notebooks', 'check'), ('readme', '--check')):
-        r = script(root, *words)
-        assert r.returncode == 0, r.stderr
+@pytest.fixture(scope='session')
+def story(root): # the check as a module, to be asked about one thing at a time
+    with pytest.MonkeyPatch.context() as m:
+        m.syspath_prepend(str(root/'.ci'))
+        yield importlib.import_module('story')
+
+
+def refuses(tree, *says): # the story check says all of this, and fails
+    r = script(tree, 'story')
+    assert r.returncode == 1, 'the story check lets it pass'
+    for text in says: assert text in r.stderr, f'{text!r} is not said:\n{r.stderr}'
+
+
+def passes(tree):
+    r = script(tree, 'story')
+    assert r.returncode == 0, r.stderr
+
+
+@pytest.mark.parametrize('words', ['story', 'notebooks check', 'readme --check'])
+def test_this_tree(root, words):
+    r = script(root, *words.split())
+    assert r.returncode == 0, r.stderr
 
 
 def test_good_tree_passes(tree):
@@ -74,88 +113,236 @@ def test_good_tree_passes(tree):
         assert r.returncode == 0, r.stderr
 
 
+# ---- what is exported ----
+
 def test_not_exported(tree):
-    edit(tree/'nbs/00a_files.ipynb', lambda cells: exported(cells, 'def weights_hash')['source'].append('\n# one more line'))
+    edit(tree/FILES, lambda cells: exported(cells, 'def weights_hash')['source'].append('\n# one more line'))
     r = script(tree, 'notebooks', 'check')
-    assert r.returncode and 'ldm_nb/files.py is not what its notebook exports: run nbdev_export' in r.stderr
+    assert r.returncode and 'ldm_nb/engine/files.py is not what its notebook exports: run nbdev_export' in r.stderr
     assert 'not clean' not in r.stderr
 
 
-def test_edited_module(tree):
-    with open(tree/'ldm_nb/data.py', 'a') as f: f.write('# by hand\n')
+@pytest.mark.parametrize('name', ['datasets/images.py', 'engine/__init__.py'])
+def test_edited_module(tree, name):
+    with open(tree/'ldm_nb'/name, 'a') as f: f.write('# by hand\n')
     r = script(tree, 'notebooks', 'check')
-    assert r.returncode and 'ldm_nb/data.py is not what' in r.stderr
+    assert r.returncode and f'ldm_nb/{name} is not what' in r.stderr
 
 
-def test_module_without_notebook(tree):
-    (tree/'ldm_nb/stray.py').write_text('')
+@pytest.mark.parametrize('name', ['stray.py', 'engine/stray.py', 'attic/__init__.py', 'engine/notes.txt'])
+def test_file_without_notebook(tree, name):
+    (tree/'ldm_nb'/name).parent.mkdir(exist_ok=True)
+    (tree/'ldm_nb'/name).write_text('')
     r = script(tree, 'notebooks', 'check')
-    assert r.returncode and 'ldm_nb/stray.py comes from no notebook' in r.stderr
+    assert r.returncode and f'ldm_nb/{name} comes from no notebook' in r.stderr
+
+
+@pytest.mark.parametrize('name', ['engine/build.py', 'datasets/__init__.py'])
+def test_missing_module(tree, name):
+    (tree/'ldm_nb'/name).unlink()
+    r = script(tree, 'notebooks', 'check')
+    assert r.returncode and f'ldm_nb/{name} is missing' in r.stderr
 
 
 def test_not_clean(tree):
-    edit(tree/'nbs/01_data.ipynb', lambda cells: next(c for c in cells if c['cell_type'] == 'code').update(execution_count=7))
+    edit(tree/IMAGES, lambda cells: next(c for c in cells if c['cell_type'] == 'code').update(execution_count=7))
     r = script(tree, 'notebooks', 'check')
-    assert r.returncode and 'nbs/01_data.ipynb is not clean: run nbdev_clean' in r.stderr
-    assert 'nbs/00a_files.ipynb' not in r.stderr and 'exports' not in r.stderr
+    assert r.returncode and f'{IMAGES} is not clean: run nbdev_clean' in r.stderr
+    assert FILES not in r.stderr and 'exports' not in r.stderr
+
+
+# ---- who imports whom ----
+
+UP = 'engine.files imports datasets.images: ground may not import datasets'
 
 
 @pytest.mark.parametrize('line, says', [
-    ('from ldm_nb.data import Postcards', 'imports data, a later chapter'), ('import ldm_nb.data', 'imports data, a later chapter'),
-    ('from ldm_nb import data', 'imports data, a later chapter'), ('from .data import Postcards', 'imports data, a later chapter'),
-    ('def f():\n    from ldm_nb.data import Postcards', 'imports data, a later chapter'), ('import ldm_nb.files', 'imports its own module'),
-    ('import ldm_nb.widgets', 'which no exported cell may'), ('import ldm_nb.nothing', 'which no notebook exports')])
-def test_imports_ahead(tree, line, says):
-    edit(tree/'nbs/00a_files.ipynb', lambda cells: add_code(cells, f'#| export\n{line}'))
-    r = script(tree, 'story')
-    assert r.returncode and says in r.stderr and '00a_files.ipynb, cell' in r.stderr, r.stderr
+    ('from ldm_nb.datasets.images import to_float', UP), ('import ldm_nb.datasets.images', UP),
+    ('from ldm_nb.datasets import images', UP),
+    ('from ..datasets.images import to_float', UP), ('from ..datasets import images', UP),
+    ('def f():\n    from ldm_nb.datasets.images import to_float', UP),
+    ('import ldm_nb.engine.files', 'imports its own module'),
+    ('from . import files', 'imports its own module'), ('import ldm_nb.nothing', 'which no notebook exports'),
+    ('class Own(nn.Module): pass', 'holds no layer'),
+    ('def f(name): return import_module(name)', 'imports a module by its name'),
+    ('importlib.import_module("ldm_nb.core")', 'imports a module by its name')])
+def test_imports_of_the_ground(tree, line, says):
+    edit(tree/FILES, lambda cells: add_code(cells, f'#| export\n{line}'))
+    refuses(tree, says, 'engine/00_files, cell')
 
 
-def test_demo_cell_may_import_ahead(tree):
-    edit(tree/'nbs/00a_files.ipynb', lambda cells: add_code(cells, 'from ldm_nb.data import Postcards'))
-    assert script(tree, 'story').returncode == 0
+def test_demo_cell_may_import_anything(tree):
+    edit(tree/FILES, lambda cells: add_code(cells, 'from ldm_nb.datasets.images import to_float'))
+    passes(tree)
 
+
+def test_modules_of_others_may_be_imported_by_name(tree):
+    edit(tree/FILES, lambda cells: add_code(cells, '#| export\ndef f(): return import_module("torchvision.datasets")'))
+    passes(tree)
+
+
+def test_circles(tree): # through a function, too, and with another module between
+    edit(tree/'nbs/engine/02_build.ipynb',
+         lambda cells: add_code(cells, '#| export\ndef f():\n    from ldm_nb.engine.files import atomic_path'))
+    refuses(tree, 'a circle of imports: engine.build -> engine.files -> engine.build')
+    edit(tree/'nbs/engine/02_build.ipynb', lambda cells: cells.pop(-2))
+    add_notebook(tree, 'datasets/05_a', '#| default_exp datasets.a', '#| export\nimport ldm_nb.datasets.b')
+    add_notebook(tree, 'datasets/06_b', '#| default_exp datasets.b', '#| export\nimport ldm_nb.datasets.c')
+    add_notebook(tree, 'datasets/07_c', '#| default_exp datasets.c', '#| export\ndef f(): import ldm_nb.datasets.a')
+    refuses(tree, 'a circle of imports: datasets.a -> datasets.b -> datasets.c -> datasets.a')
+
+
+def arrows(story, **imports):
+    # what is said where modules import others: name='a b', `name__function` for imports inside one
+    modules = {}
+    for key, others in imports.items():
+        me, _, function = key.replace('_dot_', '.').partition('__')
+        for k, other in enumerate(others.split()):
+            modules.setdefault(other, story.Module(['somewhere']))
+            modules.setdefault(me, story.Module(['somewhere'])).arrows.append(
+                story.Arrow(other, 'somewhere', k, function or None))
+    return '\n'.join(story.check_imports(modules))
+
+
+@pytest.mark.parametrize('me, other', [
+    ('core', 'paper.maps'), ('core', 'fast.compile'), ('training', 'engine.runs'), ('diffusion', 'datasets.images'),
+    ('datasets.images', 'engine.cache'),
+    ('engine.runs', 'paper.conditions'), ('paper.maps', 'metrics.reader'), ('metrics.judges', 'interop.unets'),
+    ('interop.unets', 'fast.tiles'),
+    ('fast.tiles', 'cli.train'), ('core', 'lab.canvas'), ('engine.seeds', 'layers'), ('beyond.flow', 'cli.recipes')])
+def test_floors(story, me, other):
+    assert 'may not import' in arrows(story, **{me.replace('.', '_dot_'): other})
+    assert arrows(story, **{other.replace('.', '_dot_'): me}) == '', 'downwards is allowed'
+
+
+@pytest.mark.parametrize('me, other',
+                         [('samplers', 'diffusion'), ('samplers', 'unet'), ('samplers', 'core'), ('unet', 'diffusion'),
+                          ('unet', 'samplers'), ('autoencoder', 'losses'), ('autoencoder', 'training'),
+                          ('training', 'unet'), ('training', 'autoencoder'), ('training', 'core'),
+                          ('training', 'attention'), ('training', 'embedders'), ('engine.runs', 'core'),
+                          ('course.checks', 'fast.tiles'), ('cli.train', 'lab.watch'), ('lab.watch', 'course.checks')])
+def test_arrows_that_must_not_be(story, me, other):
+    for key in (me, f'{me}__f'):
+        assert f'{me} must never import {other}' in arrows(story, **{key.replace('.', '_dot_'): other})
+
+
+def test_doors(story): # addresses for users: from `metrics` upwards
+    for me in ('core', 'engine_dot_runs', 'paper_dot_maps'):
+        assert 'a door for users' in arrows(story, **{me: 'data'}), me
+    assert arrows(story, cli_dot_train='data pretrained', metrics_dot_judges='data', data='datasets.folders',
+                  pretrained='interop.pipelines') == ''
+
+
+def test_exceptions(story): # lazily, in the functions named, one line each
+    assert arrows(story, core__compile='fast.compile', core__export_onnx='interop.onnx',
+                  request__check_memory='engine.cost') == ''
+    for key, other in (('core__sample', 'fast.compile'), ('core__compile', 'interop.onnx'), ('request', 'engine.cost'),
+                       ('core', 'fast.compile')):
+        assert 'may not import' in arrows(story, **{key: other}), (key, other)
+    assert 'core imports fast in 2 lines of compile; one is allowed' in arrows(story,
+                                                                               core__compile='fast.compile fast.graphs')
+    assert arrows(story, core__compile='fast.compile', fast_dot_compile='core') == '', 'an exception closes no circle'
+
+
+# ---- how long the story is ----
+
+def write_module(tree, name, lines): (tree/f'ldm_nb/{name}.py').write_text('\n'.join(lines) + '\n')
+
+
+def test_sizes(tree):
+    write_module(tree, 'short', ['x = 1']*260)
+    write_module(tree, 'data', ['x = 1']*999) # a door
+    write_module(tree, 'core', ['class LatentDiffusion:', *['    x = 1']*149])
+    write_module(tree, 'training', ['class Trainer:', *['    x = 1']*149, *['# ' + 'w'*99]*4])
+    passes(tree)
+    write_module(tree, 'short', ['x = 1']*261)
+    refuses(tree, 'short.py has 261 lines; a module of the story has at most 260')
+    write_module(tree, 'short', ['x = 1'])
+    write_module(tree, 'core', ['class LatentDiffusion:', *['    x = 1']*150])
+    refuses(tree, 'LatentDiffusion has 151 lines, more than 150')
+    write_module(tree, 'core', [])
+    write_module(tree, 'training', ['class Trainer:', *['    x = 1']*150])
+    refuses(tree, 'Trainer has 151 lines, more than 150')
+    write_module(tree, 'training', [])
+    for k in range(12): write_module(tree, f'm{k}', ['x = 1']*250)
+    refuses(tree, 'the story has 3,0')
+    for k in range(12): write_module(tree, f'm{k}', ['# ' + 'w'*99]*(k == 0) + ['x = 1']*50)
+    passes(tree)
+    write_module(tree, 'm0', ['# ' + 'w'*99]*9 + ['x = 1']*50)
+    refuses(tree, 'lines of the story are over 100 columns, more than 1%: m0.py:1')
+
+
+# ---- notebooks ----
 
 @pytest.mark.parametrize('text, says', [
-    ('#| eval: false\nx = 1', 'every cell is evaluated'), ('#| eval false\nx = 1', 'every cell is evaluated'), ('#| slow cuda\nx = 1', 'stand alone'),
+    ('#| eval: false\nx = 1', 'every cell is evaluated'), ('#| eval false\nx = 1', 'every cell is evaluated'),
+    ('#| slow cuda\nx = 1', 'stand alone'),
     ('x = 1\n#| slow\n', 'below code'), ('import os\nx = 1', 'mixes imports'), ('x = (', 'is not Python')])
 def test_cell_rules(tree, text, says):
-    edit(tree/'nbs/01_data.ipynb', lambda cells: add_code(cells, text))
-    r = script(tree, 'story')
-    assert r.returncode and says in r.stderr, r.stderr
+    edit(tree/IMAGES, lambda cells: add_code(cells, text))
+    refuses(tree, says)
 
 
 def test_cells_that_are_fine(tree):
-    for text in ('#| slow\nx = 1', '#| slow\n#| cuda\nx = 1', '%matplotlib inline\nimport os', '#| hide\nimport os, re'):
-        edit(tree/'nbs/01_data.ipynb', lambda cells: add_code(cells, text))
-    r = script(tree, 'story')
-    assert r.returncode == 0, r.stderr
+    for text in ('#| slow\nx = 1', '#| slow\n#| cuda\nx = 1', '%matplotlib inline\nimport os',
+                 '#| hide\nimport os, re'):
+        edit(tree/IMAGES, lambda cells: add_code(cells, text))
+    passes(tree)
 
 
 def test_notebook_rules(tree):
-    nb = tree/'nbs/01_data.ipynb'
-    edit(nb, lambda cells: cells.insert(0, dict(cell_type='raw', id='r', metadata={}, source=['---\n', 'skip_exec: true\n', '---'])))
-    shutil.copy(nb, tree/'nbs/02_twice.ipynb')
-    edit(nb, lambda cells: cells[-1].update(outputs=[dict(output_type='error', ename='E', evalue='', traceback=['x'*1_600_000])]))
-    r = script(tree, 'story')
-    for says in ('skip_exec', 'two notebooks export data', '02_twice.ipynb is not in nbs/sidebar.yml', 'more than 1,500,000', 'output of an error'):
-        assert says in r.stderr, says
-    assert r.returncode
+    nb = tree/IMAGES
+    edit(nb, lambda cells: cells.insert(0, dict(cell_type='raw', id='r', metadata={},
+                                                source=['---\n', 'skip_exec: true\n', '---'])))
+    shutil.copy(nb, nb.with_name('02_twice.ipynb'))
+    edit(nb, lambda cells: cells[-1].update(outputs=[dict(output_type='error', ename='E', evalue='',
+                                                          traceback=['x'*1_300_000])]))
+    refuses(tree, 'skip_exec', 'two notebooks export datasets.images: datasets/00_images and datasets/02_twice',
+            'datasets/02_twice.ipynb is not in nbs/sidebar.yml', 'more than 1,200,000', 'output of an error')
 
 
-def test_forbidden_arrows(root):
-    spec = importlib.util.spec_from_file_location('story', root/'.ci/story.py')
-    story = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(story)
-    order = ['data', 'layers', 'autoencoder', 'losses', 'diffusion', 'unet', 'conditioning', 'samplers', 'training', 'core', 'recipes']
-    for arrow in ('samplers diffusion', 'samplers unet', 'unet diffusion', 'training autoencoder', 'core recipes', 'autoencoder losses'):
-        assert 'must never' in story.check_arrow(*arrow.split(), order), arrow
-    for arrow in ('unet layers', 'recipes core', 'training data', 'core samplers'): assert story.check_arrow(*arrow.split(), order) is None, arrow
+def test_gradients_left_off_are_noticed(tree): # the next notebook of the same process would train nothing
+    edit(tree/IMAGES, lambda cells: add_code(cells, '_ = torch.set_grad_enabled(False)'))
+    refuses(tree, 'datasets/00_images leaves gradients off')
+    edit(tree/IMAGES, lambda cells: add_code(cells, '_ = torch.set_grad_enabled(True)'))
+    assert script(tree, 'story').returncode == 0
+
+
+def test_a_notebook_lies_in_the_folder_of_its_module(tree):
+    add_notebook(tree, 'engine/30_lost', '#| default_exp datasets.lost')
+    add_notebook(tree, 'story/30_deep', '#| default_exp story.deep')
+    add_notebook(tree, 'attic/00_old', 'x = 1')
+    add_notebook(tree, '31_flat', 'x = 1')
+    add_notebook(tree, 'story/32_fine', '#| default_exp fine')
+    refuses(tree, 'engine/30_lost exports datasets.lost', 'story/30_deep exports story.deep',
+            'no part of the house is called attic', '31_flat lies in nbs/ itself')
+    assert '32_fine' not in script(tree, 'story').stderr
+
+
+def test_one_notebook_may_export_into_two_modules(tree): # an import counts for the module that its cell goes to
+    add_notebook(tree, 'datasets/08_two', '#| default_exp datasets.two', '#| export\nimport ldm_nb.engine.files',
+                 '#| export engine.build\nimport ldm_nb.datasets.two')
+    refuses(tree, 'datasets/08_two, cell 2: engine.build imports datasets.two: ground may not import datasets')
+
+
+def test_sidebar(tree):
+    with open(tree/'nbs/sidebar.yml', 'a') as f: f.write('- engine/99_gone.ipynb\n')
+    refuses(tree, 'nbs/sidebar.yml lists engine/99_gone.ipynb, which is not there')
+
+
+def test_order_of_reading(root, story): # the story first, numbers as numbers, the index last
+    names = [story.house.address(p, root/'nbs') for p in story.house.notebooks(root/'nbs')]
+    assert names[0] == 'story/00_start_here' and names[-1] == 'index'
+    parts = list(dict.fromkeys(n.partition('/')[0] for n in names))[:-1]
+    assert parts == [p for p in story.house.FOLDERS if p in parts]
+    assert (names.index('story/05_samplers') < names.index('story/05a_layers') < names.index('story/06_unet') <
+            names.index('story/10_attention'))
 
 
 def test_readme(tree):
     text = (tree/'README.md').read_text()
-    assert '(nbs/images/a.png)' in text and '(nbs/00a_files.ipynb#saving)' in text and '(https://x.org/y)' in text and '(LICENSE)' in text
+    assert ('(nbs/images/a.png)' in text and '(nbs/engine/00_files.ipynb#saving)' in text and
+            '(https://x.org/y)' in text and '(LICENSE)' in text)
     assert 'secret' not in text and '1 + 1' in text
     (tree/'README.md').write_text(text + '\nby hand\n')
     r = script(tree, 'readme', '--check')
@@ -168,17 +355,24 @@ def test_readme(tree):
     assert r.returncode and 'no nbs/index.ipynb' in r.stderr
 
 
-def test_run_keeps_outputs(tree): # `make notebooks` on a tiny chapter: executed in nbs/, cleaned, exported; a failing one is left alone
-    nb = tree/'nbs/01_data.ipynb'
+def test_run_keeps_outputs(tree):
+    # `make notebooks` on a tiny chapter: executed in its own folder, cleaned, exported; a failing one is left alone
+    nb = tree/IMAGES
     edit(nb, lambda cells: cells.__setitem__(slice(None), [c for c in cells if source(c).startswith('#| default_exp')]))
-    for text in ('#| export\ndef here(): return __name__', 'import os', 'os.path.basename(os.getcwd())'): edit(nb, lambda cells: add_code(cells, text))
+    for text in ('#| export\ndef here(): return __name__', 'import os', 'os.path.basename(os.getcwd())'):
+        edit(nb, lambda cells: add_code(cells, text))
     edit(nb, lambda cells: [c.update(id=f'c{i}') for i, c in enumerate(cells)])
-    r = script(tree, 'notebooks', 'run', '01_data')
+    r = script(tree, 'notebooks', 'run', '00_images') # a bare stem, where one folder alone has it
     assert r.returncode == 0, r.stderr
-    assert "'nbs'" in nb.read_text() and 'def here' in (tree/'ldm_nb/data.py').read_text()
+    assert "'datasets'" in nb.read_text() and 'def here' in (tree/'ldm_nb/datasets/images.py').read_text()
+    assert list(json.loads((tree/'data/results/chapter-times.json').read_text())) == ['datasets/00_images']
     assert script(tree, 'notebooks', 'check').returncode == 0
     edit(nb, lambda cells: add_code(cells, '1/0'))
     before = nb.read_bytes()
-    r = script(tree, 'notebooks', 'run', '01_data')
+    r = script(tree, 'notebooks', 'run', 'datasets/00_images')
     assert r.returncode and 'ZeroDivisionError' in r.stderr and nb.read_bytes() == before
-    assert script(tree, 'notebooks', 'run', 'nothing').returncode
+    shutil.copy(nb, tree/'nbs/engine/00_images.ipynb')
+    for name, says in (('nothing', 'no notebook nothing in nbs/; there are engine/00_files'),
+                       ('00_images', 'may be any of engine/00_images, datasets/00_images')):
+        r = script(tree, 'notebooks', 'run', name)
+        assert r.returncode and says in r.stderr, r.stderr

@@ -21,7 +21,8 @@ class Parser(argparse.ArgumentParser):
 def guarded(main, argv): # runs main(argv)
     "Turn errors that a person can mend into one line and exit code 2; print warnings as one line."
     keep_memory()
-    show, warnings.showwarning = warnings.showwarning, lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *_, **__: print(f'warning: {message}', file=sys.stderr)
     try: return main(argv)
     except (ValueError, OSError, FloatingPointError, MemoryError) as e:
         who = f' in process {os.environ["RANK"]}' if int(os.environ.get('WORLD_SIZE', 1)) > 1 else ''
@@ -39,10 +40,10 @@ def is_first() -> bool:
 
 # %% ../../nbs/cli/00_common.ipynb #ac2f385e
 def writable_file(path: Path):
-    "Raise `OSError` now if a picture could not be written to `path` later."
+    "Raise `OSError` now if an image could not be written to `path` later."
     if path.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.pdf', '.svg'):
-        raise ValueError(f'{path}: expected the name of a picture, e.g. {path.stem or "grid"}.png')
-    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the name of a picture in it')
+        raise ValueError(f'{path}: expected the name of an image, e.g. {path.stem or "grid"}.png')
+    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the name of an image in it')
     there = path.exists()
     try:
         if not path.parent.is_dir(): raise FileNotFoundError(2, 'there is no such folder')
@@ -55,7 +56,7 @@ def image_format(path: Path) -> str: # e.g. 'png'
     return path.suffix.lower().lstrip('.').replace('jpg', 'jpeg')
 
 def save_grid(x: torch.Tensor, out: Path, captions: list | None = None):
-    "Write pictures as one grid, captions beneath, atomically."
+    "Write images as one grid, captions beneath, atomically."
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt

@@ -19,13 +19,15 @@ from ..samplers import SAMPLERS
 def main(argv: list | None = None): # None: the command line
     "`ldm-diagnose`: exit code 0 where nothing is wrong, 1 where something is, 2 for what cannot be looked at."
     def run(argv):
-        parser = Parser('ldm-diagnose', description='Look for the classic mistakes in a model that was trained, and draws noise (chapter metrics/07_diagnose).')
+        parser = Parser('ldm-diagnose', description='Look for the classic mistakes in a model that was trained, '
+                                                    'and draws noise (chapter metrics/07_diagnose).')
         parser.add_argument('model', help='a name in data/pretrained, or a folder')
-        parser.add_argument('--data', default='postcards', help="'postcards' (default), 'photos', a folder of images, or torchvision:NAME")
-        parser.add_argument('--n', type=int, default=24, help='pictures to look at, 8 or more (default 24)')
+        parser.add_argument('--data', default='postcards',
+                            help="'postcards' (default), 'photos', a folder of images, or torchvision:NAME")
+        parser.add_argument('--n', type=int, default=24, help='images to look at, 8 or more (default 24)')
         parser.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
         parser.add_argument('--checkpoint', type=Path, help='a checkpoint of the same run: are its averages used?')
-        parser.add_argument('--seed', type=int, default=2024, help='of pictures and noise (default 2024)')
+        parser.add_argument('--seed', type=int, default=2024, help='of images and noise (default 2024)')
         s = parser.parse_args(argv)
         ldm = LatentDiffusion.from_pretrained(s.model)
         data = load_images(s.data, ldm.size, s.n, s.seed, held_out=True)

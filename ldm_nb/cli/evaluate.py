@@ -24,16 +24,20 @@ from ..samplers import SAMPLERS
 # %% ../../nbs/cli/07_evaluate.ipynb #13e137c5
 def evaluate_parser() -> Parser: # of ldm-evaluate
     "What `ldm-evaluate` understands."
-    p = Parser('ldm-evaluate', description='Draw pictures like held-out ones and measure them; or measure the reconstructions of a first stage. '
-               'Each number comes with a 95 % interval, what real pictures get in its place, and its sample count.')
-    p.add_argument('--model', default='postcards-text', help='a shipped model by name, or a folder (default postcards-text)')
-    p.add_argument('--data', default='postcards',
-                   help="held-out pictures: 'postcards', 'photos', a folder that the model has not seen, or torchvision:NAME (default postcards)")
+    p = Parser('ldm-evaluate', description='Draw images like held-out ones and measure them; '
+                                           'or measure the reconstructions of a first stage. Each number comes with a '
+                                           '95 % interval, what real images get in its place, and its sample count.')
+    p.add_argument('--model', default='postcards-text',
+                   help='a shipped model by name, or a folder (default postcards-text)')
+    p.add_argument('--data', default='postcards', help="held-out images: 'postcards', 'photos', a folder that the "
+                                                       "model has not seen, or torchvision:NAME (default postcards)")
     p.add_argument('--out', help='also write the numbers here, as JSON')
-    for k, t, d, h in (('n', int, 1000, 'pictures to draw, at least 20; as many real ones again are what they are compared with'),
-                       ('steps', int, 50, 'sampling steps'), ('guidance', float, None, 'how much to insist on what is asked; 1 is plain'),
-                       ('eta', float, 0., 'noise of ddim: 0 none, 1 as ddpm'),
-                       ('seed', int, 2024, 'of the held-out pictures and of all noise'), ('batch-size', int, 32, 'pictures at a time; changes no number')):
+    for k, t, d, h in (
+        ('n', int, 1000, 'images to draw, at least 20; as many real ones again are what they are compared with'),
+        ('steps', int, 50, 'sampling steps'), ('guidance', float, None, 'guidance scale; 1 is without guidance'),
+        ('eta', float, 0., 'noise of ddim: 0 none, 1 as ddpm'),
+        ('seed', int, 2024, 'of the held-out images and of all noise'),
+        ('batch-size', int, 32, 'images at a time; changes no number')):
         p.add_argument(f'--{k}', type=t, default=d, help=f'{h} (default {"by model" if d is None else d})')
     p.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
     p.add_argument('--features', default='reader', choices=['reader', 'inception'],
@@ -43,12 +47,13 @@ def evaluate_parser() -> Parser: # of ldm-evaluate
 
 # %% ../../nbs/cli/07_evaluate.ipynb #9cf178a0
 def checked(a: argparse.Namespace): # what `evaluate_parser` read
-    "Raise `ValueError` or `OSError` for what would only fail after the pictures are drawn."
-    if a.n < 2*BLOCKS: raise ValueError(f'--n {a.n}: expected at least {2*BLOCKS} pictures')
+    "Raise `ValueError` or `OSError` for what would only fail after the images are drawn."
+    if a.n < 2*BLOCKS: raise ValueError(f'--n {a.n}: expected at least {2*BLOCKS} images')
     if a.batch_size < 1: raise ValueError(f'--batch-size {a.batch_size}: expected 1 or more')
     if a.seed < 0: raise ValueError(f'--seed {a.seed}: expected 0 or more')
     if a.out is None: return
-    if Path(a.out).is_dir(): raise IsADirectoryError(f'--out {a.out} is a folder: give the name of a file in it, e.g. {a.out}/table.json')
+    if Path(a.out).is_dir():
+        raise IsADirectoryError(f'--out {a.out} is a folder: give the name of a file in it, e.g. {a.out}/table.json')
     writable_folder(Path(a.out).parent)
 
 def measured_by(a: argparse.Namespace, device) -> dict: # name -> Measured
@@ -56,7 +61,8 @@ def measured_by(a: argparse.Namespace, device) -> dict: # name -> Measured
     folder = find_pretrained(a.model)
     network = inception_features(device) if a.features == 'inception' else None
     how = dict(data=a.data, n=a.n, seed=a.seed, network=network, batch_size=a.batch_size)
-    if load_model(folder)[0].get('kind') == 'autoencoder': return evaluate_first_stage(load_autoencoder(folder).to(device), **how)
+    if load_model(folder)[0].get('kind') == 'autoencoder':
+        return evaluate_first_stage(load_autoencoder(folder).to(device), **how)
     ldm = LatentDiffusion.from_pretrained(folder).to(device)
     return evaluate(ldm, steps=a.steps, guidance=a.guidance, sampler=a.sampler, eta=a.eta, **how)
 
@@ -72,8 +78,10 @@ def main(argv: list | None = None): # None: the command line
         print(table_of(rows))
         print(f'{a.model} on {a.data}, seed {a.seed}, features of the {a.features}: {seconds:.0f} s on {device}')
         if not a.out: return
-        said = dict(command=shlex.join(['ldm-evaluate', *(sys.argv[1:] if argv is None else argv)]), **vars(a), weights=weights_hash(find_pretrained(a.model)))
-        said |= dict(seconds=round(seconds, 1), device=str(device), threads=torch.get_num_threads(), torch=torch.__version__)
+        said = dict(command=shlex.join(['ldm-evaluate', *(sys.argv[1:] if argv is None else argv)]), **vars(a),
+                    weights=weights_hash(find_pretrained(a.model)))
+        said |= dict(seconds=round(seconds, 1), device=str(device), threads=torch.get_num_threads(),
+                     torch=torch.__version__)
         said['measures'] = {k: asdict(m) for k, m in rows.items()}
         with atomic_path(a.out) as p: p.write_text(json.dumps(said, indent=1, allow_nan=False) + '\n')
         print(f'wrote {a.out}')

@@ -13,6 +13,7 @@ from PIL import Image
 from .common import Parser, guarded
 from .recipes import train_autoencoder, train_diffusion
 from ..core import LatentDiffusion
+from ..datasets.images import to_uint8
 from ..datasets.postcards import Postcards
 from ..datasets.sources import load_images
 from ..engine.files import atomic_path, writable_folder
@@ -21,8 +22,9 @@ from ..metrics.reader import caption_accuracy, load_reader
 
 # %% ../../nbs/cli/06_speedrun.ipynb #b2f670bd
 GOAL = {'time': .95, 'season': .90, 'house colour': .75}    # shares of right answers
-JUDGED = 9000                                               # seed of the captions that judge; training draws from its own seed
-FIXED = 'a red house on a summer hill at noon, with two trees and mountains'  # the picture that is watched as it emerges
+JUDGED = 9000  # seed of the captions that judge; training draws from its own seed
+# the image that is watched as it emerges
+FIXED = 'a red house on a summer hill at noon, with two trees and mountains'
 
 def judge(ldm: LatentDiffusion, n: int = 256, # fresh captions
           steps: int = 20, guidance: float = 5., seed: int = JUDGED # of sampling
@@ -30,7 +32,8 @@ def judge(ldm: LatentDiffusion, n: int = 256, # fresh captions
     "Draw what `n` unseen captions ask for and let the reader say how much of it is there."
     ds = Postcards(n, ldm.size, seed)
     captions = [ds.caption(i) for i in range(n)]
-    x = torch.cat([ldm.sample(captions[k:k + 64], steps=steps, guidance=guidance, seed=seed + k) for k in range(0, n, 64)])
+    x = torch.cat([ldm.sample(captions[k:k + 64], steps=steps, guidance=guidance, seed=seed + k)
+                   for k in range(0, n, 64)])
     return {k: round(share, 4) for k, (share, _) in caption_accuracy(load_reader(), x, captions).items()}
 
 # %% ../../nbs/cli/06_speedrun.ipynb #26abe2f6
@@ -78,23 +81,25 @@ def speedrun(out: str | Path, # a new folder: ae/, text/, clock.jsonl, emerging.
 # %% ../../nbs/cli/06_speedrun.ipynb #04f7c910
 def strip(frames: list, # of (3, h, w) in [-1, 1]
           path: Path): # a PNG
-    "One row of pictures."
+    "One row of images."
     if not frames: return
-    row = torch.cat(frames, dim=2).clamp(-1, 1).permute(1, 2, 0)
-    with atomic_path(path) as p: Image.fromarray(((row + 1)*127.5).round().byte().numpy()).save(p, format='PNG')
+    row = torch.cat(frames, dim=2)
+    with atomic_path(path) as p: Image.fromarray(to_uint8(row)).save(p, format='PNG')
 
 def report(out: Path, about: dict, accuracy: dict, rows: list) -> dict:
     "Write speedrun.json; say whether the goal was reached."
     s = {stage: resolve_config(stage, about['preset'], seed=about['seed']) for stage in ('autoencoder', 'diffusion')}
-    result = about | dict(threads=torch.get_num_threads(), torch=torch.__version__, minutes=round(rows[-1]['seconds']/60, 2),
-                          reached=all(accuracy.get(k, 0) >= v for k, v in GOAL.items()), accuracy=accuracy, goal=GOAL, clock=rows, settings=s)
+    result = about | dict(threads=torch.get_num_threads(), torch=torch.__version__,
+                          minutes=round(rows[-1]['seconds']/60, 2),
+                          reached=all(accuracy.get(k, 0) >= v for k, v in GOAL.items()), accuracy=accuracy, goal=GOAL,
+                          clock=rows, settings=s)
     with atomic_path(out/'speedrun.json') as p: p.write_text(json.dumps(result, indent=1) + '\n')
     return result
 
 # %% ../../nbs/cli/06_speedrun.ipynb #ebc31ceb
 def main(argv: list | None = None): # None: the command line
     "`python -m ldm_nb.cli.speedrun`: a run in a new folder, with an empty cache."
-    p = Parser('speedrun', description='From nothing to pictures from captions, against the clock.')
+    p = Parser('speedrun', description='From nothing to images from captions, against the clock.')
     p.add_argument('--out', default='runs/speedrun', help='a new folder (default runs/speedrun)')
     p.add_argument('--seed', type=int, default=0, help='of everything random (default 0)')
     p.add_argument('--preset', default='speedrun', help='as ldm-train understands it (default speedrun)')

@@ -17,7 +17,8 @@ from ..engine.files import cache_folder
 def _scan(folder: Path) -> tuple[list, list]: # files that Pillow opens, files that it does not
     "Look at every file in a folder and its sub-folders."
     images, others = [], []
-    for p in sorted(p for p in folder.rglob('*') if p.is_file() and not p.name.startswith('.') and p.name != 'metadata.jsonl'):
+    for p in sorted(p for p in folder.rglob('*')
+                    if p.is_file() and not p.name.startswith('.') and p.name != 'metadata.jsonl'):
         try:
             with Image.open(p): images.append(p)
         except (OSError, ValueError, Image.DecompressionBombError): others.append(p)
@@ -29,37 +30,46 @@ def _captions(folder: Path) -> dict: # file name -> caption; empty where there i
     for k, line in enumerate(meta.read_bytes().split(b'\n') if meta.is_file() else [], start=1):
         if not line.strip(): continue
         try: row = json.loads(line)
-        except ValueError as e: raise ValueError(f'{meta}, line {k} is not JSON ({e}). Expected one object a line with "file_name" and "text".') from e
-        name, text = (row.get('file_name'), row.get('text', row.get('caption', ''))) if isinstance(row, dict) else (None, None)
+        except ValueError as e:
+            raise ValueError(f'{meta}, line {k} is not JSON ({e}). '
+                             'Expected one object a line with "file_name" and "text".') from e
+        name, text = ((row.get('file_name'), row.get('text', row.get('caption', ''))) if isinstance(row, dict)
+                      else (None, None))
         if not (isinstance(name, str) and isinstance(text, str)):
-            raise ValueError(f'{meta}, line {k}: expected an object with "file_name" and "text", both strings; found {line.decode()[:80]}')
+            raise ValueError(f'{meta}, line {k}: expected an object with "file_name" and "text", both strings; '
+                             f'found {line.decode()[:80]}')
         out[name] = text
     return out
 
 # %% ../../nbs/datasets/05_folders.ipynb #17e579a5
 class ImageFolder:
-    "A folder of images: class folders, or captions in metadata.jsonl, or neither. Files that are no image are skipped, named and counted."
+    "A folder of images: class folders, captions in metadata.jsonl, or neither. Skips what is no image, and says so."
     def __init__(self, path: str | Path, # searched through all its sub-folders
                  size: int = 64): # pixels a side: shorter side scaled, centre cut out
         self.path, self.size = Path(path), size
         if size < 1: raise ValueError(f'size={size}: expected at least one pixel a side')
-        if not self.path.is_dir(): raise FileNotFoundError(f'no folder {self.path}: give the path of a folder of images')
+        if not self.path.is_dir():
+            raise FileNotFoundError(f'no folder {self.path}: give the path of a folder of images')
         self.files, self.skipped = _scan(self.path)
         some = ', '.join(p.name for p in self.skipped[:5]) + ', ...'*(len(self.skipped) > 5)
-        if self.skipped: warnings.warn(f'{self.path}: skipped {len(self.skipped)} file(s) that are no image: {some}', stacklevel=2)
+        if self.skipped:
+            warnings.warn(f'{self.path}: skipped {len(self.skipped)} file(s) that are no image: {some}', stacklevel=2)
         if not self.files:
-            raise ValueError(f'{self.path} holds no image: looked at {len(self.skipped)} file(s) in it and its sub-folders '
+            raise ValueError(f'{self.path} holds no image: '
+                             f'looked at {len(self.skipped)} file(s) in it and its sub-folders '
                              'for png, jpg, webp, bmp, tif or any other that Pillow opens')
         self.captions = _captions(self.path)
         self.classes = sorted({p.relative_to(self.path).parts[0] for p in self.files if p.parent != self.path})
 
     def __len__(self): return len(self.files)
 
-    def __getitem__(self, i: int) -> dict: # image (3, size, size); label where there are class folders; caption where metadata.jsonl has one
+    def __getitem__(self, i: int
+        ) -> dict: # image (3, size, size); label where there are class folders; caption where metadata.jsonl has one
         p = self.files[i]
         try: im = to_rgb(Image.open(p))
         except (OSError, SyntaxError, ValueError) as e:
-            raise ValueError(f'{p} begins like an image and cannot be read to its end ({e}). Replace or remove it.') from e
+            raise ValueError(f'{p} begins like an image and cannot be read to its end ({e}). '
+                             'Replace or remove it.') from e
         rel, out = p.relative_to(self.path), dict(image=to_float(np.asarray(fit(im, self.size)).copy()))
         if self.classes and len(rel.parts) > 1: out['label'] = self.classes.index(rel.parts[0])
         if str(rel) in self.captions: out['caption'] = self.captions[str(rel)]
@@ -74,13 +84,17 @@ class TorchvisionImages:
                  **kwargs): # handed to the data set, e.g. train=False
         import torchvision
         known = torchvision.datasets.__all__
-        if name not in known: raise ValueError(f'torchvision has no data set {name!r}; it has {", ".join(sorted(known))}')
+        if name not in known:
+            raise ValueError(f'torchvision has no data set {name!r}; it has {", ".join(sorted(known))}')
         cls = getattr(torchvision.datasets, name)
         root = Path(root or cache_folder()/'torchvision')
         try: self.data = cls(**kwargs) if name == 'FakeData' else cls(str(root), download=True, **kwargs)
         except (OSError, RuntimeError) as e:
-            raise FileNotFoundError(f'torchvision could not get {name} into {root} ({e}). Put its files there, or give a folder of images instead.') from e
-        except TypeError as e: raise ValueError(f'torchvision cannot download {name} by its name ({e}). Give a folder of images instead.') from e
+            raise FileNotFoundError(f'torchvision could not get {name} into {root} ({e}). '
+                                    'Put its files there, or give a folder of images instead.') from e
+        except TypeError as e:
+            raise ValueError(f'torchvision cannot download {name} by its name ({e}). '
+                             'Give a folder of images instead.') from e
         self.size, self.classes = size, list(getattr(self.data, 'classes', []))
 
     def __len__(self): return len(self.data)

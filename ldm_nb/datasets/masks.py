@@ -47,7 +47,8 @@ def downsample(x: torch.Tensor, # (b, c, h, w), sides divisible by factor
                factor: int = 4 # how many times smaller
     ) -> torch.Tensor: # (b, c, h/factor, w/factor)
     "Mean over blocks."
-    if x.shape[-1] % factor or x.shape[-2] % factor: raise ValueError(f'{x.shape[-2]}x{x.shape[-1]} is not divisible by {factor}')
+    if x.shape[-1] % factor or x.shape[-2] % factor:
+        raise ValueError(f'{x.shape[-2]}x{x.shape[-1]} is not divisible by {factor}')
     return F.avg_pool2d(x, factor)
 
 def degrade(x: torch.Tensor, # (b, c, h, w) in [-1, 1]
@@ -55,13 +56,15 @@ def degrade(x: torch.Tensor, # (b, c, h, w) in [-1, 1]
             factor: int = 4 # how many times smaller
     ) -> torch.Tensor: # (b, c, h/factor, w/factor) in [-1, 1]
     "Blur, shrink by area or bicubic, add noise: a camera having a bad day. Raises `ValueError` as `downsample` does."
-    if x.shape[-1] % factor or x.shape[-2] % factor: raise ValueError(f'{x.shape[-2]}x{x.shape[-1]} is not divisible by {factor}')
+    if x.shape[-1] % factor or x.shape[-2] % factor:
+        raise ValueError(f'{x.shape[-2]}x{x.shape[-1]} is not divisible by {factor}')
     s, r = rng.uniform(.2, 1.5), 4
     k = torch.exp(-torch.arange(-r, r + 1.)**2/(2*s*s))
     k = (k/k.sum()).to(x)
     c = x.shape[1]
     x = F.conv2d(F.pad(x, (r, r, 0, 0), mode='replicate'), k.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c)
     x = F.conv2d(F.pad(x, (0, 0, r, r), mode='replicate'), k.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
-    x = downsample(x, factor) if rng.random() < .5 else F.interpolate(x, scale_factor=1/factor, mode='bicubic', antialias=True)
+    x = (downsample(x, factor) if rng.random() < .5
+         else F.interpolate(x, scale_factor=1/factor, mode='bicubic', antialias=True))
     noise = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x)
     return (x + rng.uniform(0, .06)*noise).clamp(-1, 1)

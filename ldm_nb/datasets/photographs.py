@@ -12,16 +12,18 @@ from PIL import Image
 from .images import to_float
 
 # %% ../../nbs/datasets/04_photographs.ipynb #feb18b9b
-TRAIN_PHOTOS = ('astronaut.png', 'chelsea.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'ihc.png', 'retina.jpg',
-                'hubble_deep_field.jpg', 'flower.jpg')
+TRAIN_PHOTOS = ('astronaut.png', 'chelsea.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'ihc.png',
+                'retina.jpg', 'hubble_deep_field.jpg', 'flower.jpg')
 HELD_OUT_PHOTOS = ('coffee.png', 'china.jpg')
 
 def photo(name: str # one of `TRAIN_PHOTOS` or `HELD_OUT_PHOTOS`
     ) -> Image.Image: # RGB, as large as it comes
     "A photograph from the wheels of scikit-image or scikit-learn. Raises `ValueError` for an unknown name."
     import skimage, sklearn.datasets
-    if name not in TRAIN_PHOTOS + HELD_OUT_PHOTOS: raise ValueError(f'no photograph {name!r}; there are {", ".join(TRAIN_PHOTOS + HELD_OUT_PHOTOS)}')
-    folder = Path(sklearn.datasets.__file__).parent/'images' if name in ('flower.jpg', 'china.jpg') else Path(skimage.__file__).parent/'data'
+    if name not in TRAIN_PHOTOS + HELD_OUT_PHOTOS:
+        raise ValueError(f'no photograph {name!r}; there are {", ".join(TRAIN_PHOTOS + HELD_OUT_PHOTOS)}')
+    folder = (Path(sklearn.datasets.__file__).parent/'images' if name in ('flower.jpg', 'china.jpg')
+              else Path(skimage.__file__).parent/'data')
     return Image.open(folder/name).convert('RGB')
 
 # %% ../../nbs/datasets/04_photographs.ipynb #2d0b07c8
@@ -31,7 +33,8 @@ class Photographs:
                  size: int = 64, # pixels a side
                  seed: int = 0, # of the crops
                  held_out: bool = False): # from the two photographs that nothing is trained on
-        if n < 1 or size < 1: raise ValueError(f'n={n}, size={size}: expected at least one crop, of at least one pixel a side')
+        if n < 1 or size < 1:
+            raise ValueError(f'n={n}, size={size}: expected at least one crop, of at least one pixel a side')
         self.n, self.size, self.seed = n, size, seed
         self.photos = [photo(p) for p in (HELD_OUT_PHOTOS if held_out else TRAIN_PHOTOS)]
 

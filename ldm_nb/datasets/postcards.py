@@ -32,12 +32,13 @@ class Postcards:
     def scene(self, i: int) -> Scene: return random_scene(np.random.default_rng([self.seed, i]))
     def caption(self, i: int) -> str: return caption(self.scene(i), np.random.default_rng([self.seed, i, 1]))
 
-    def __getitem__(self, i: int) -> dict: # image (3, h, w) float32 in [-1, 1], caption, label, boxes (k, 5), map (h, w), scene
+    def __getitem__(self, i: int
+        ) -> dict: # image (3, h, w) float32 in [-1, 1], caption, label, boxes (k, 5), map (h, w), scene
         if not -self.n <= i < self.n: raise IndexError(f'postcard {i} of {self.n}')
         scene = self.scene(i % self.n)
         r = render(scene, self.size)
-        return dict(image=to_float(r['image']), caption=self.caption(i % self.n), label=scene.label, boxes=torch.from_numpy(r['boxes']),
-                    map=torch.from_numpy(r['map']), scene=scene)
+        return dict(image=to_float(r['image']), caption=self.caption(i % self.n), label=scene.label,
+                    boxes=torch.from_numpy(r['boxes']), map=torch.from_numpy(r['map']), scene=scene)
 
 # %% ../../nbs/datasets/03_postcards.ipynb #14067bd1
 BLOCK = 500
@@ -50,21 +51,23 @@ def _block(args): # draws one block of a data set and stores it
                  boxes=np.concatenate([r['boxes'] for r in rs]), count=np.array([len(r['boxes']) for r in rs]))
 
 def _draw(todo: list, workers: int): # the arguments of `_block`, one tuple a block
-    "Draw blocks in several processes, or here where those cannot be started (a notebook's own functions on macOS, say)."
+    "Draw blocks in several processes, or here where those cannot be started (in a notebook on macOS, say)."
     workers = min(workers, len(todo))
     if workers > 1:
         try:
             with ProcessPoolExecutor(workers) as pool: return list(pool.map(_block, todo))
-        except BrokenProcessPool: warnings.warn('no other processes could draw; drawing in this one, which takes longer')
+        except BrokenProcessPool:
+            warnings.warn('no other processes could draw; drawing in this one, which takes longer')
     return list(map(_block, todo))
 
 # %% ../../nbs/datasets/03_postcards.ipynb #d6703f8e
 def render_all(ds: Postcards, # what to draw
                workers: int | None = None, # processes; None: as many as there are cores
                cache: Path | None = None # folder; None: `cache_folder()`
-    ) -> dict: # image (n, 3, h, w) uint8, map (n, h, w) uint8, label (n,) int64, attributes: name -> (n,) index into `ATTRIBUTES`, lists caption and boxes
-    "All postcards of a data set as arrays, drawn in parallel and cached on disk. Raises `OSError` if the cache cannot be written."
-    key = hashlib.sha256(b''.join(v.tobytes() for i in range(2) for v in render(Postcards(2, ds.size, ds.seed).scene(i), ds.size).values())).hexdigest()[:12]
+    ) -> dict: # image (n, 3, h, w) and map (n, h, w) uint8, label (n,), attributes: name -> (n,), lists caption, boxes
+    "All postcards as arrays, drawn in parallel and cached on disk. Raises `OSError` if the cache cannot be written."
+    key = hashlib.sha256(b''.join(v.tobytes() for i in range(2) for v in render(Postcards(2, ds.size, ds.seed).scene(i),
+                                                                                ds.size).values())).hexdigest()[:12]
     folder = Path(cache or cache_folder())/f'postcards-{ds.size}-{ds.seed}-{key}'
     paths = {k: folder/f'{k:06d}.npz' for k in range(0, ds.n, BLOCK)}
     todo = [(ds, k, p) for k, p in paths.items() if not p.exists()]
@@ -74,6 +77,7 @@ def render_all(ds: Postcards, # what to draw
     scenes = [ds.scene(i) for i in range(ds.n)]
     atts = {k: torch.tensor([vs.index(s.attributes()[k]) for s in scenes]) for k, vs in ATTRIBUTES.items()}
     image, seg = (np.concatenate([b[k] for b in blocks])[:ds.n] for k in ('image', 'map'))
-    return dict(image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), map=torch.from_numpy(seg), label=torch.tensor([s.label for s in scenes]),
-                attributes=atts, caption=[ds.caption(i) for i in range(ds.n)],
-                boxes=[torch.from_numpy(k) for b in blocks for k in np.split(b['boxes'], b['count'].cumsum()[:-1])][:ds.n])
+    return dict(
+        image=torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(), map=torch.from_numpy(seg),
+        label=torch.tensor([s.label for s in scenes]), attributes=atts, caption=[ds.caption(i) for i in range(ds.n)],
+        boxes=[torch.from_numpy(k) for b in blocks for k in np.split(b['boxes'], b['count'].cumsum()[:-1])][:ds.n])

@@ -16,12 +16,13 @@ TIMES = ('dawn', 'noon', 'dusk', 'night')
 SEASONS = ('spring', 'summer', 'autumn', 'winter')
 HOUSES = ('none', 'red', 'yellow', 'blue', 'white')
 CLASSES = ('sky', 'sun', 'moon', 'cloud', 'mountain', 'ground', 'lake', 'tree', 'house')
-ATTRIBUTES = dict(time=TIMES, season=SEASONS, house=HOUSES, trees=(0, 1, 2, 3, 4), mountains=(False, True), clouds=(False, True), lake=(False, True))
+ATTRIBUTES = dict(time=TIMES, season=SEASONS, house=HOUSES, trees=(0, 1, 2, 3, 4), mountains=(False, True),
+                  clouds=(False, True), lake=(False, True))
 
 # %% ../../nbs/datasets/01_scenes.ipynb #4513443c
 @dataclass(frozen=True)
 class Scene:
-    "A postcard before it is drawn. Positions and sizes are fractions of the picture's side."
+    "A postcard before it is drawn. Positions and sizes are fractions of the image's side."
     time: str # one of `TIMES`
     season: str # one of `SEASONS`
     house: str # one of `HOUSES`: a colour, or 'none'
@@ -49,15 +50,18 @@ def random_scene(rng: np.random.Generator, # where the randomness comes from
     "Draw a scene. Raises `ValueError` for an attribute or value that postcards do not have."
     for k, v in fixed.items():
         if k not in ATTRIBUTES or v not in ATTRIBUTES[k]:
-            raise ValueError(f'postcards cannot have {k}={v!r}; they have ' + '; '.join(f'{a}: {", ".join(map(str, vs))}' for a, vs in ATTRIBUTES.items()))
+            raise ValueError(f'postcards cannot have {k}={v!r}; they have ' +
+                             '; '.join(f'{a}: {", ".join(map(str, vs))}' for a, vs in ATTRIBUTES.items()))
     a = {k: vs[rng.integers(len(vs))] for k, vs in ATTRIBUTES.items()} | fixed
     u = lambda lo, hi: float(rng.uniform(lo, hi))
     place = int(rng.integers(1, 7))
     house_at = (place/7, u(0, .8), u(.23, .28))
     lanes = [k for k in rng.permutation(7) if k not in (place-1, place)]
-    trees = [((k + .5)/7 + u(-.02, .02), u(0, 1), u(.2, .3), bool(rng.random() < .4)) for k in map(int, lanes)][:a.pop('trees')]
-    return Scene(**a, trees=tuple(sorted(trees, key=lambda t: t[1])), house_at=house_at, ground=(u(.46, .58), u(.0, .06), u(0, 1)),
-                 sky=(u(.12, .88), u(0, 1), u(0, 1)), lake_at=(u(.25, .75), u(.2, .34)), texture=int(rng.integers(2**31)))
+    trees = [((k + .5)/7 + u(-.02, .02), u(0, 1), u(.2, .3), bool(rng.random() < .4))
+             for k in map(int, lanes)][:a.pop('trees')]
+    return Scene(**a, trees=tuple(sorted(trees, key=lambda t: t[1])), house_at=house_at,
+                 ground=(u(.46, .58), u(.0, .06), u(0, 1)), sky=(u(.12, .88), u(0, 1), u(0, 1)),
+                 lake_at=(u(.25, .75), u(.2, .34)), texture=int(rng.integers(2**31)))
 
 # %% ../../nbs/datasets/01_scenes.ipynb #1c3c2d38
 def disc(u, v, x, y, rx, ry=None):
@@ -76,11 +80,14 @@ def peak(u, v, x, top, base, half):
 
 # %% ../../nbs/datasets/01_scenes.ipynb #75eec860
 class Canvas:
-    "A square picture with the per-pixel class of what was painted last, and the boxes of what was named."
+    "A square image with the per-pixel class of what was painted last, and the boxes of what was named."
     def __init__(self, size: int): # pixels a side
         c = (np.arange(size) + .5)/size
         self.u, self.v = np.meshgrid(c, c)
-        self.size, self.image, self.map, self.boxes = size, np.zeros((size, size, 3)), np.zeros((size, size), np.int64), []
+        self.size = size
+        self.image = np.zeros((size, size, 3))
+        self.map = np.zeros((size, size), np.int64)
+        self.boxes = []
 
     def paint(self, d, # (h, w) signed distance
               colour, # (3,) or (h, w, 3) in [0, 1]
@@ -89,13 +96,13 @@ class Canvas:
         self.image += cover*(np.asarray(colour) - self.image)
         if cls: self.map[d <= 0] = CLASSES.index(cls)
 
-    def box(self, cls: str, x0, y0, x1, y1): # in fractions of the side, clipped to the picture
+    def box(self, cls: str, x0, y0, x1, y1): # in fractions of the side, clipped to the image
         self.boxes.append([CLASSES.index(cls), *np.clip([x0, y0, x1, y1], 0, 1)])
 
 # %% ../../nbs/datasets/01_scenes.ipynb #33304317
 def value_noise(rng: np.random.Generator, u, v, # (h, w) coordinates in [0, 1)
                 cells: int # lattice cells a side
-    ): # (h, w), zero mean; deviation 1 on the lattice, 2/3 on average over the picture
+    ): # (h, w), zero mean; standard deviation 1 on the lattice, 2/3 on average over the image
     "Bilinear noise on a lattice: the same field at any resolution."
     g = rng.standard_normal((cells + 2, cells + 2))
     i, j = (v*cells).astype(int), (u*cells).astype(int)
@@ -126,7 +133,8 @@ def draw_sky(c: Canvas, s: Scene):
         c.paint(disc(c.u, c.v, sun_x - .025, .15, .05), top + (bottom - top)*.3)
         c.box('moon', sun_x - .06, .10, sun_x + .06, .22)
     else:
-        y, r, colour = dict(dawn=(horizon - .10, .05, (1, .95, .80)), noon=(.13, .06, (1, .97, .70)), dusk=(horizon - .07, .075, (1, .40, .12)))[s.time]
+        y, r, colour = dict(dawn=(horizon - .10, .05, (1, .95, .80)), noon=(.13, .06, (1, .97, .70)),
+                            dusk=(horizon - .07, .075, (1, .40, .12)))[s.time]
         c.paint(disc(c.u, c.v, sun_x, y, r), colour, 'sun')
         c.box('sun', sun_x - r, y - r, sun_x + r, y + r)
     light = np.array(LIGHT[s.time])
@@ -138,7 +146,8 @@ def draw_clouds(c: Canvas, x: float, colour):
     "Two clouds of three puffs each; they move with x and wrap around."
     for k, y in ((0, .12), (.5, .22)):
         cx = (x + k) % 1
-        for dx, r in ((-.09, .045), (0, .065), (.09, .05)): c.paint(disc(c.u, c.v, cx + dx, y, r*1.5, r), colour, 'cloud')
+        for dx, r in ((-.09, .045), (0, .065), (.09, .05)):
+            c.paint(disc(c.u, c.v, cx + dx, y, r*1.5, r), colour, 'cloud')
         c.box('cloud', cx - .16, y - .065, cx + .165, y + .065)
 
 def draw_mountains(c: Canvas, s: Scene, x: float, light, haze):
@@ -178,7 +187,9 @@ def draw_tree(c: Canvas, s: Scene, x, depth, height, pine):
     c.paint(rect(c.u, c.v, x - .012, y - .4*h, x + .012, y), np.array((.36, .24, .15))*light, 'tree')
     if pine:
         leaf, half = np.array(PINE[s.season])*light, .27*h
-        for k in range(3): c.paint(peak(c.u, c.v, x, y - h + .2*h*k, y - h + .2*h*k + .42*h, half*(.6 + .2*k)), leaf*(1 - .06*k), 'tree')
+        for k in range(3):
+            c.paint(peak(c.u, c.v, x, y - h + .2*h*k, y - h + .2*h*k + .42*h, half*(.6 + .2*k)),
+                    leaf*(1 - .06*k), 'tree')
     else:
         leaf, half = np.array(LEAVES[s.season])*light, .3*h
         for dx, dy, r, k in ((0, .68, .27, .92), (-.14, .62, .16, .85), (.14, .64, .16, 1.), (.02, .82, .17, 1.08)):
@@ -192,10 +203,12 @@ def draw_house(c: Canvas, s: Scene):
     light, y, wall_h, roof_h = np.array(LIGHT[s.time])**.7, surface(s, x) + .04 + .16*depth, .6*w, .42*w
     c.paint(rect(c.u, c.v, x - w/2, y - wall_h, x + w/2, y), np.array(WALL[s.house])*light, 'house')
     c.paint(peak(c.u, c.v, x, y - wall_h - roof_h, y - wall_h + .01, .6*w), np.array((.42, .27, .20))*light, 'house')
-    if s.season == 'winter': c.paint(peak(c.u, c.v, x, y - wall_h - roof_h, y - wall_h - .55*roof_h, .27*w), np.array((.95, .96, 1))*light)
+    if s.season == 'winter':
+        c.paint(peak(c.u, c.v, x, y - wall_h - roof_h, y - wall_h - .55*roof_h, .27*w), np.array((.95, .96, 1))*light)
     c.paint(rect(c.u, c.v, x - .07*w, y - .36*wall_h*1.2, x + .07*w, y), np.array((.25, .16, .12))*light)
     pane = np.array((1., .88, .45)) if s.time in ('night', 'dusk') else np.array((.25, .32, .42))
-    for dx in (-.28, .28): c.paint(rect(c.u, c.v, x + (dx - .10)*w, y - .72*wall_h, x + (dx + .10)*w, y - .40*wall_h), pane)
+    for dx in (-.28, .28):
+        c.paint(rect(c.u, c.v, x + (dx - .10)*w, y - .72*wall_h, x + (dx + .10)*w, y - .40*wall_h), pane)
     c.box('house', x - .6*w, y - wall_h - roof_h, x + .6*w, y)
 
 # %% ../../nbs/datasets/01_scenes.ipynb #c6a2325d
@@ -208,8 +221,10 @@ def render(scene: Scene, size: int = 64 # pixels a side, at least 8
     c, rng = Canvas(size), np.random.default_rng(scene.texture)
     draw_sky(c, scene)
     draw_ground(c, scene, rng)
-    things = [(t[1], draw_tree, t) for t in scene.trees] + ([(scene.house_at[1], draw_house, ())] if scene.house != 'none' else [])
+    things = [(t[1], draw_tree, t)
+              for t in scene.trees] + ([(scene.house_at[1], draw_house, ())] if scene.house != 'none' else [])
     for _, draw, args in sorted(things, key=lambda t: t[0]): draw(c, scene, *args)
     bumps = .7*value_noise(rng, c.u, c.v, 10) + value_noise(rng, c.u, c.v, 28)
     image = c.image*(1 + ROUGH[c.map]*bumps)[..., None] + GRAIN*rng.standard_normal(c.image.shape)
-    return dict(image=(image.clip(0, 1)*255).round().astype(np.uint8), map=c.map, boxes=np.array(c.boxes, np.float32).reshape(-1, 5))
+    return dict(image=(image.clip(0, 1)*255).round().astype(np.uint8), map=c.map,
+                boxes=np.array(c.boxes, np.float32).reshape(-1, 5))

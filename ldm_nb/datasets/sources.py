@@ -11,40 +11,43 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from .folders import ImageFolder, TorchvisionImages
-from .images import to_float
+from .images import to_bytes, to_float
 from .photographs import Photographs
 from .postcards import Postcards, render_all
 from ..engine.files import atomic_path, cache_folder
 from ..engine.seeds import batch_indices, generator
 
 # %% ../../nbs/datasets/07_sources.ipynb #3345a10f
-def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder, or several with + between them, e.g. 'postcards+photos'
+def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder, or several, as 'postcards+photos'
                 size: int, # pixels a side
                 n: int, # how many, at most; of several sources, the same share of each
                 seed: int = 0, # of what is drawn or cropped
                 held_out: bool = False # photographs: from the two held-out ones
-    ) -> dict: # image (n, 3, size, size) uint8; caption, label, map, attributes where the source has them (of several sources: caption alone)
+    ) -> dict: # image (n, 3, size, size) uint8; where the source has them caption, label, map, attributes
     "A data set in memory. Raises `ValueError` or `FileNotFoundError` for a source that is none."
     if '+' in name and not Path(name).is_dir():
         names = name.split('+')
         parts = [load_images(part, size, (n + k)//len(names), seed, held_out) for k, part in enumerate(names)]
         out = dict(image=torch.cat([d['image'] for d in parts]))
-        return out | (dict(caption=[c for d in parts for c in d['caption']]) if all('caption' in d for d in parts) else {})
+        return (out |
+                (dict(caption=[c for d in parts for c in d['caption']]) if all('caption' in d for d in parts) else {}))
     if name == 'postcards': return render_all(Postcards(n, size, seed))
     if name == 'photos': return dict(image=photo_crops(n, size, seed, held_out))
     ds = TorchvisionImages(name.split(':', 1)[1], size) if name.startswith('torchvision:') else ImageFolder(name, size)
     items = [ds[int(i)] for i in torch.randperm(len(ds), generator=generator(seed, 5))[:n]]
-    out = dict(image=torch.stack([((it['image'] + 1)*127.5).round().to(torch.uint8) for it in items]))
+    out = dict(image=torch.stack([to_bytes(it['image']) for it in items]))
     if all('caption' in it for it in items): out['caption'] = [it['caption'] for it in items]
     if all('label' in it for it in items): out['label'] = torch.tensor([it['label'] for it in items])
     return out
 
-def photo_crops(n: int, size: int, seed: int, held_out: bool) -> torch.Tensor: # as in `load_images` -> (n, 3, size, size) uint8
+def photo_crops(n: int, size: int, seed: int, held_out: bool
+    ) -> torch.Tensor: # as in `load_images` -> (n, 3, size, size) uint8
     "Crops of the photographs, cached on disk: resampling 10,000 takes more than a minute."
     ds = Photographs(n, size, seed, held_out)
-    crop = lambda i: ((ds[i]['image'] + 1)*127.5).round().to(torch.uint8)
+    crop = lambda i: to_bytes(ds[i]['image'])
     if n < 1000: return torch.stack([crop(i) for i in range(n)])
-    key = hashlib.sha256(b''.join(crop(i).numpy().tobytes() for i in range(4))).hexdigest()[:12]      # other photographs, another file
+    # other photographs, another file
+    key = hashlib.sha256(b''.join(crop(i).numpy().tobytes() for i in range(4))).hexdigest()[:12]
     path = cache_folder()/f'photos-{size}-{n}-{key}.safetensors'
     if not path.is_file():
         with atomic_path(path) as p: save_file(dict(image=torch.stack([crop(i) for i in range(n)])), p)
@@ -53,13 +56,15 @@ def photo_crops(n: int, size: int, seed: int, held_out: bool) -> torch.Tensor: #
 # %% ../../nbs/datasets/07_sources.ipynb #e1d07f9f
 def crops(images: torch.Tensor, # (n, 3, h, w) uint8
           size: int, # pixels a side, at most h and w
-          batch_size: int, # pictures a step
+          batch_size: int, # images a step
           seed: int # of the run
     ): # (step, slice of the rows) -> (rows, 3, size, size) float32 in [-1, 1]
     "Batches of random crops, mirrored half of the time."
     def batch(step, part):
-        rng, free = generator(seed, 4, step), (images.shape[2] - size + 1, images.shape[3] - size + 1, 2)   # how many tops, lefts, mirrorings there are
+        # how many tops, lefts, mirrorings there are
+        rng, free = generator(seed, 4, step), (images.shape[2] - size + 1, images.shape[3] - size + 1, 2)
         where = [[int(torch.randint(k, (1,), generator=rng)) for k in free] for _ in range(batch_size)]
-        cut = [(images[i, :, y:y+size, x:x+size], flip) for i, (y, x, flip) in zip(batch_indices(len(images), batch_size, seed, step)[part], where[part])]
+        cut = [(images[i, :, y:y+size, x:x+size], flip)
+               for i, (y, x, flip) in zip(batch_indices(len(images), batch_size, seed, step)[part], where[part])]
         return to_float(torch.stack([im.flip(-1) if flip else im for im, flip in cut]))
     return batch

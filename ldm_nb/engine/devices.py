@@ -10,29 +10,31 @@ import ctypes
 import torch
 
 # %% ../../nbs/engine/03_devices.ipynb #5f04feca
+PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16') # our name -> what accelerate calls mixed precision
+
 def pick_device(name: str | torch.device | None = None # 'cpu', 'cuda', 'cuda:1', 'mps'; None: the best there is
     ) -> torch.device:
     "The device to use. Raises `ValueError` if it is not there."
     if isinstance(name, torch.device): return name
-    if name is None: return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
-    there = dict(cpu=True, cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available())
-    if not there.get(name.split(':')[0], False): raise ValueError(f'no device {name!r} here; there is {", ".join(k for k, v in there.items() if v)}')
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    if name is None: return torch.device(next(k for k, v in there.items() if v))
+    if not there.get(name.split(':')[0], False):
+        raise ValueError(f'no device {name!r} here; there is {", ".join(k for k, v in there.items() if v)}')
     try: device = torch.device(name)
     except RuntimeError as e: raise ValueError(f'no device {name!r}: expected e.g. cpu, cuda or cuda:1') from e
-    if device.type == 'cuda' and (device.index or 0) >= (n := torch.cuda.device_count()): raise ValueError(f'no device {name!r}: there are {n} of them')
+    if device.type == 'cuda' and (device.index or 0) >= (n := torch.cuda.device_count()):
+        raise ValueError(f'no device {name!r}: there are {n} of them')
     return device
 
-def has_fast_bf16(device: torch.device) -> bool: # whether bfloat16 pays
+def has_fast_bf16(device: torch.device) -> bool:
     "Whether the device multiplies bfloat16 in hardware."
     if device.type == 'cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, '_is_avx512_bf16_supported') else False)
+    return device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)()
 
 # %% ../../nbs/engine/03_devices.ipynb #4ef6d0b6
 def keep_memory() -> bool: # whether it could be done: only the C library of most Linux systems (glibc) can
-    "Let this process keep the memory that it frees, up to 2 GB, and reuse it. Changes no number, only how long a CPU takes."
+    "Let this process keep the memory that it frees, up to 2 GB, and reuse it. Changes only how long a CPU takes."
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False               # another C library; another system
-    return all([mallopt(-4, 0), mallopt(-1, 2**31 - 1)])                    # M_MMAP_MAX: no tensor has pages of its own; M_TRIM_THRESHOLD: hand back late
-
-# %% ../../nbs/engine/03_devices.ipynb #4e3736d9
-PRECISIONS = dict(fp32='no', bf16='bf16', fp16='fp16')
+    no_maps, trim_late = mallopt(-4, 0), mallopt(-1, 2**31 - 1)             # M_MMAP_MAX, M_TRIM_THRESHOLD
+    return bool(no_maps and trim_late)

@@ -41,7 +41,8 @@ def save_model(folder: str | Path, # made if it is not there
     cast = lambda t: (t.to(dtype) if dtype and t.is_floating_point() else t).detach().cpu().contiguous().clone()
     with atomic_path(folder/'model.safetensors') as p:
         try: save_file({k: cast(v) for k, v in tensors.items()}, p)
-        except SafetensorError as e: raise OSError(f'cannot write {folder}/model.safetensors ({e}): is the disk full?') from e
+        except SafetensorError as e:
+            raise OSError(f'cannot write {folder}/model.safetensors ({e}): is the disk full?') from e
     with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(dict(config, format=FORMAT), indent=1) + '\n')
     return folder
 
@@ -66,34 +67,41 @@ def load_model(folder: str | Path # holds config.json and model.safetensors
     folder = Path(folder)
     for f in ('config.json', 'model.safetensors'):
         if not (folder/f).is_file():
-            raise FileNotFoundError(f'{folder} has no {f}: a model folder holds config.json and model.safetensors, as save_pretrained writes them.')
+            raise FileNotFoundError(f'{folder} has no {f}: a model folder holds config.json and model.safetensors, '
+                                    f'as save_pretrained writes them.')
     try: config = json.loads((folder/'config.json').read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ValueError(f'{folder}/config.json is not JSON ({e}). Copy it again from where it came.') from e
     if not isinstance(config, dict):
-        raise ValueError(f'{folder}/config.json holds a {type(config).__name__}, expected an object of names and values. Copy it again from where it came.')
+        raise ValueError(f'{folder}/config.json holds a {type(config).__name__}, '
+                         f'expected an object of names and values. Copy it again from where it came.')
     try: tensors = load_file(folder/'model.safetensors')
     except (SafetensorError, OSError, ValueError) as e:
-        raise ValueError(f'{folder}/model.safetensors is truncated or no safetensors file ({e}). Copy or download it again.') from e
+        raise ValueError(f'{folder}/model.safetensors is truncated or no safetensors file ({e}). '
+                         f'Copy or download it again.') from e
     try: config = upgrade(config)
     except ValueError as e: raise ValueError(f'{folder}/config.json: {e}') from e
     return config, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 # %% ../../nbs/engine/00_files.ipynb #2a5e239d
-def load_into(module: nn.Module, # the network that the weights are for; one on the meta device, made without memory, takes the tensors over instead of copying
+def load_into(module: nn.Module, # that the weights are for; one on the meta device takes the tensors over
               tensors: dict, # name -> tensor
               what: str = 'weights' # named in errors, e.g. the folder they came from
     ) -> nn.Module: # `module`, loaded
     "A strict load: every name and shape must match. Raises `ValueError` naming the first that does not."
     want = module.state_dict()
     for k, v in want.items():
-        if k not in tensors: raise ValueError(f'{what}: no tensor {k!r} (expected shape {tuple(v.shape)}). Were these weights saved for another config?')
+        if k not in tensors:
+            raise ValueError(f'{what}: no tensor {k!r} (expected shape {tuple(v.shape)}). '
+                             f'Were these weights saved for another config?')
         found = tuple(tensors[k].shape)
         if found != v.shape:
-            raise ValueError(f'{what}: {k!r} expected shape {tuple(v.shape)}, found {found}. The config beside the weights does not fit them.')
+            raise ValueError(f'{what}: {k!r} expected shape {tuple(v.shape)}, found {found}. '
+                             f'The config beside the weights does not fit them.')
     for k, v in tensors.items():
         if k in want: continue
-        raise ValueError(f'{what}: {k!r} of shape {tuple(v.shape)} has no place in {type(module).__name__}. Were these weights saved for another config?')
+        raise ValueError(f'{what}: {k!r} of shape {tuple(v.shape)} has no place in {type(module).__name__}. '
+                         f'Were these weights saved for another config?')
     module.load_state_dict(tensors, assign=any(v.is_meta for v in want.values()))
     return module
 
@@ -101,12 +109,13 @@ def load_into(module: nn.Module, # the network that the weights are for; one on 
 def data_folders() -> list[Path]: # those that are there, first the one in $LDM_NB_DATA
     "Where shipped models and tables live: `$LDM_NB_DATA`, then `data/` beside the package in a clone."
     named = os.environ.get('LDM_NB_DATA')
-    return [p for p in ([Path(named)] if named else []) + [Path(ldm_nb.__file__).resolve().parent.parent/'data'] if p.is_dir()]
+    return [p for p in ([Path(named)] if named else []) + [Path(ldm_nb.__file__).resolve().parent.parent/'data']
+            if p.is_dir()]
 
 # %% ../../nbs/engine/00_files.ipynb #d7f0a2c1
 def data_path(*parts: str # below a data folder, e.g. 'results/kills.json'
     ) -> Path: # the first that is there
-    "A shipped file or folder, from wherever it is asked for. Raises `FileNotFoundError` naming the folders it looked in."
+    "A shipped file or folder, from any working directory. Raises `FileNotFoundError`."
     for d in data_folders():
         if (p := d.joinpath(*parts)).exists(): return p
     raise FileNotFoundError(f'no {"/".join(parts)} in {", ".join(map(str, data_folders())) or "any data folder"}')

@@ -8,6 +8,7 @@ __all__ = ['PRESETS', 'ALWAYS', 'resolve_config', 'model_config', 'to_command', 
 # %% ../../nbs/engine/08_presets.ipynb #cdbb0d39
 import shlex
 import torch
+from .distributed import precision_of
 from .seeds import micro_batches
 from ..training import Trainer
 
@@ -18,54 +19,85 @@ PRESETS = dict(
         laptop=dict(model={}, n=30000, size=64, batch_size=32, steps=4000, lr=2e-3),
         gpu=dict(model=dict(widths=(32, 64, 96, 160, 224)), n=60000, size=64, batch_size=256, steps=10000, lr=2e-3)),
     autoencoder=dict(
-        tiny=dict(model=dict(ch=16, num_res_blocks=1, groups=8), n=500, size=64, crop=32, batch_size=4, steps=20, lr=2e-3, save_every=10),
-        speedrun=dict(model=dict(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, groups=8), n=15000, size=64, crop=32, batch_size=8, steps=4000, lr=3e-3),
-        laptop=dict(model=dict(ch=32, ch_mult=(1, 2, 3), num_res_blocks=1, groups=8), n=20000, size=64, crop=48, batch_size=16, steps=4000, lr=2e-3),
-        gpu=dict(model=dict(ch=64, ch_mult=(1, 2, 4), num_res_blocks=2), n=60000, size=64, crop=64, batch_size=64, steps=20000, lr=1e-3),
-        paper=dict(model=dict(ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, z_ch=3), n=10**6, size=256, crop=256, batch_size=12, steps=177000, lr=1.08e-4,
-                   kl_weight=1e-6, perceptual='lpips', adversary_start=50001, rate='constant', channels_last=True, workers=8, save_every=5000)),
+        tiny=dict(
+            model=dict(ch=16, num_res_blocks=1, groups=8),
+            n=500, size=64, crop=32, batch_size=4, steps=20, lr=2e-3, save_every=10),
+        speedrun=dict(
+            model=dict(ch=16, ch_mult=(1, 2, 4), num_res_blocks=1, groups=8),
+            n=15000, size=64, crop=32, batch_size=8, steps=4000, lr=3e-3),
+        laptop=dict(
+            model=dict(ch=32, ch_mult=(1, 2, 3), num_res_blocks=1, groups=8),
+            n=20000, size=64, crop=48, batch_size=16, steps=4000, lr=2e-3),
+        gpu=dict(
+            model=dict(ch=64, ch_mult=(1, 2, 4), num_res_blocks=2),
+            n=60000, size=64, crop=64, batch_size=64, steps=20000, lr=1e-3),
+        paper=dict(
+            model=dict(ch=128, ch_mult=(1, 2, 4), num_res_blocks=2, z_ch=3),
+            n=10**6, size=256, crop=256, batch_size=12, steps=177000, lr=1.08e-4, kl_weight=1e-6, perceptual='lpips',
+            adversary_start=50001, lr_schedule='constant', channels_last=True, workers=8, save_every=5000)),
     diffusion=dict(
-        tiny=dict(model=dict(ch=32, groups=8), embedder=dict(dim=64, depth=1, pooled=True), n=500, size=64, batch_size=4, steps=20, lr=1e-3, save_every=10),
-        speedrun=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=0, pooled=True), n=15000, size=64, batch_size=16, steps=7000, lr=1.5e-3),
-        small=dict(model=dict(ch=40, groups=8), embedder=dict(dim=128, depth=2, pooled=True), n=30000, size=64, batch_size=16, steps=10000, lr=1.5e-3),
-        laptop=dict(model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=2, pooled=True), n=30000, size=64, batch_size=16, steps=11500, lr=1.5e-3),
-        gpu=dict(model=dict(ch=128, ch_mult=(1, 2, 3), attn_factors=(2, 4), groups=32), embedder=dict(dim=256, depth=4, pooled=True), n=60000, size=64,
-                 batch_size=128, steps=30000, lr=5e-4, ema=.999, channels_last=True, compile=True, workers=4),
-        paper=dict(model=dict(ch=320, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attn_factors=(1, 2, 4), heads=8),
-                   embedder=dict(dim=1280, depth=32, heads=8, head_ch=64, max_length=77), n=10**6, size=256, batch_size=680, steps=390000, lr=1e-4,
-                   ema=.9999, rate='constant', channels_last=True, compile=True, workers=8, save_every=5000)))
+        tiny=dict(
+            model=dict(ch=32, groups=8), embedder=dict(dim=64, depth=1, pooled=True),
+            n=500, size=64, batch_size=4, steps=20, lr=1e-3, save_every=10),
+        speedrun=dict(
+            model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=0, pooled=True),
+            n=15000, size=64, batch_size=16, steps=7000, lr=1.5e-3),
+        small=dict(
+            model=dict(ch=40, groups=8), embedder=dict(dim=128, depth=2, pooled=True),
+            n=30000, size=64, batch_size=16, steps=10000, lr=1.5e-3),
+        laptop=dict(
+            model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=2, pooled=True),
+            n=30000, size=64, batch_size=16, steps=11500, lr=1.5e-3),
+        gpu=dict(
+            model=dict(ch=128, ch_mult=(1, 2, 3), attn_factors=(2, 4), groups=32),
+            embedder=dict(dim=256, depth=4, pooled=True),
+            n=60000, size=64, batch_size=128, steps=30000, lr=5e-4, ema=.999, channels_last=True, compile=True,
+            workers=4),
+        paper=dict(
+            model=dict(ch=320, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attn_factors=(1, 2, 4), heads=8),
+            embedder=dict(dim=1280, depth=32, heads=8, head_ch=64, max_length=77),
+            n=10**6, size=256, batch_size=680, steps=390000, lr=1e-4, ema=.9999, lr_schedule='constant',
+            channels_last=True, compile=True, workers=8, save_every=5000)))
 
 # %% ../../nbs/engine/08_presets.ipynb #dd070b92
-ALWAYS = dict(seed=0, ema=.995, rate='one_cycle', accumulate=1, checkpointing=False, channels_last=False, compile=False, workers=0,
-              save_every=500, log_every=100, keep=2)                         # what a preset does not say
+# what a preset does not say
+ALWAYS = dict(seed=0, ema=.995, lr_schedule='one_cycle', accumulate=1, checkpointing=False, channels_last=False,
+              compile=False, workers=0, save_every=500, log_every=100, keep=2)
 
 def resolve_config(stage: str, # a key of `PRESETS`
-           preset: str = 'laptop', # a key of `PRESETS[stage]`
-           **override # numbers to put in the preset's place; None leaves it
+                   preset: str = 'laptop', # a key of `PRESETS[stage]`
+                   **override # numbers to put in the preset's place; None leaves it
     ) -> dict: # the settings of a run
     "A preset with what the caller wants otherwise. Raises `ValueError` for what is unknown or below 1."
-    if preset not in PRESETS[stage]: raise ValueError(f'no preset {preset!r} for {stage}; there are {", ".join(PRESETS[stage])}')
+    if preset not in PRESETS[stage]:
+        raise ValueError(f'no preset {preset!r} for {stage}; there are {", ".join(PRESETS[stage])}')
     s = ALWAYS | PRESETS[stage][preset] | {k: v for k, v in override.items() if v is not None}
-    for k in ('steps', 'batch_size', 'lr', 'n', 'accumulate', 'save_every', 'log_every', 'keep', *(k for k in ('crop', 'z_ch', 'codes') if k in s)):
+    positive = ['steps', 'batch_size', 'lr', 'n', 'accumulate', 'save_every', 'log_every', 'keep']
+    for k in positive + [k for k in ('crop', 'z_ch', 'codes') if k in s]:
         if not 0 < s[k] < float('inf'): raise ValueError(f'{k}={s[k]}: expected a number above 0')
     for k in ('seed', 'workers'):
         if s[k] < 0: raise ValueError(f'{k}={s[k]}: expected 0 or more')
-    micro_batches(s['batch_size'], accumulate=s['accumulate'])                     # raises where it cannot be cut evenly
+    micro_batches(s['batch_size'], accumulate=s['accumulate']) # raises where it cannot be cut evenly
     return s
 
 # %% ../../nbs/engine/08_presets.ipynb #5ce7dc53
-def model_config(model): # what a resume compares
+def model_config(model: torch.nn.Module) -> dict: # what a resume compares
     "The config of a model, or of each of its parts."
     return getattr(model, 'config', None) or {k: getattr(m, 'config', None) for k, m in model.named_children()}
 
-def to_command(stage: str, out, preset: str, override: dict, **more) -> str: # the command that would do this run
-    "Write a run as its command."
+def to_command(stage: str, out, preset: str, override: dict, # as in `resolve_config`; the folder of the run
+               **more # other options
+    ) -> str:
+    "The command that would do a run."
     given = dict(more, preset=preset) | {k: v for k, v in override.items() if v is not None} | dict(out=out)
     word = lambda k, v: f'--{k.replace("_", "-")}' + ('' if v is True else f' {shlex.quote(str(v))}')
     return ' '.join([f'ldm-train {stage}'] + [word(k, v) for k, v in given.items() if v not in (None, False)])
 
 def card(trainer: Trainer, command: str, **more) -> dict: # for config.json
     "What a model card must say: how it was made, on what, for how long."
-    gpu = dict(gpu=torch.cuda.get_device_name(trainer.device)) if trainer.device.type == 'cuda' else {}
-    how = dict(device=trainer.device.type, **gpu, threads=torch.get_num_threads(), processes=trainer.accelerator.num_processes, precision=trainer.precision)
-    return dict(card=dict(command=command, seed=trainer.seed, **how, steps=trainer.step, hours=round(trainer.seconds/3600, 3), torch=torch.__version__, **more))
+    acc, device = trainer.accelerator, trainer.device
+    gpu = dict(gpu=torch.cuda.get_device_name(device)) if device.type == 'cuda' else {}
+    how = dict(device=device.type, **gpu, threads=torch.get_num_threads(), processes=acc.num_processes,
+               precision=precision_of(acc))
+    took = dict(steps=trainer.steps_done, hours=round(trainer.seconds/3600, 3), torch=torch.__version__)
+    return dict(card=dict(command=command, seed=trainer.seed, **how, **took, **more))

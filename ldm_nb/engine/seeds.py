@@ -12,7 +12,7 @@ import torch
 # %% ../../nbs/engine/01_seeds.ipynb #1692cbc0
 def seed_of(*key: int # e.g. the run's seed, a purpose, a step: all non-negative
     ) -> int: # 63 bits
-    "One seed from several numbers; keys that differ anywhere give unrelated seeds. Raises `ValueError` for a negative one."
+    "One seed from several numbers; other keys give unrelated seeds. Raises `ValueError` for a negative one."
     if min(key) < 0: raise ValueError(f'a seed of {min(key)}: expected 0 or more')
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
@@ -21,63 +21,71 @@ def generator(*key: int) -> torch.Generator: # on the CPU
     return torch.Generator().manual_seed(seed_of(*key))
 
 # %% ../../nbs/engine/01_seeds.ipynb #6b491401
-def batch_indices(n: int, # pictures in the data set
+def batch_indices(n: int, # images in the data set
                   batch_size: int, # of them a step
                   seed: int, # of the run
                   step: int # 0, 1, 2, ...
     ) -> torch.Tensor: # (batch_size,) int64
-    "The items of one step: consecutive pieces of a new permutation each epoch. Raises `ValueError` for an empty data set."
+    "The items of one step: ranges of a new permutation each epoch. Raises `ValueError` for an empty data set."
     if n < 1 or batch_size < 1: raise ValueError(f'{n} pictures in batches of {batch_size}: both must be at least 1')
     at, out = step*batch_size, []
     while batch_size:
         epoch, k = divmod(at, n)
-        piece = torch.randperm(n, generator=generator(seed, 1, epoch))[k:k + batch_size]
-        out.append(piece)
-        at, batch_size = at + len(piece), batch_size - len(piece)
+        items = torch.randperm(n, generator=generator(seed, 1, epoch))[k:k + batch_size]
+        out.append(items)
+        at, batch_size = at + len(items), batch_size - len(items)
     return torch.cat(out)
 
 # %% ../../nbs/engine/01_seeds.ipynb #78e74f69
 class SampleRNG:
-    "Random numbers for the rows `part` of a batch of `check_int`, the same whoever draws them."
+    "Random numbers for some rows of a batch, the same whichever process draws them."
     def __init__(self, rng: torch.Generator, # of the step, in the same state on every process
-                 whole: int, # rows of the batch
-                 part: slice): # those wanted here
-        self.rng, self.whole, self.part, self.asked = rng, whole, part, []
+                 batch_size: int, # rows of the whole batch
+                 rows: slice): # those wanted here
+        self.rng, self.batch_size, self.rows = rng, batch_size, rows
+        self.asked = [] # (shape, function) of each call so far
 
-    def __call__(self, shape: tuple, # (rows of the part, ...)
+    def __call__(self, shape: tuple, # (rows wanted here, ...)
                  draw=torch.randn # or torch.rand
         ) -> torch.Tensor: # of that shape, on the CPU
+        "Draw for the whole batch and return the rows wanted here."
         self.asked.append((tuple(shape), draw))
-        return draw((self.whole, *shape[1:]), generator=self.rng)[self.part]
+        return draw((self.batch_size, *shape[1:]), generator=self.rng)[self.rows]
 
-    def each(self, draw) -> torch.Tensor: # (n, generator) -> (n, ...); the rows of the part
-        "By any function that draws one thing for each row."
-        return draw(self.whole, self.rng)[self.part]
+    def each(self, draw) -> torch.Tensor: # (n, generator) -> (n, ...); the rows wanted here
+        "The same with any function that draws one thing for each row."
+        return draw(self.batch_size, self.rng)[self.rows]
 
-def micro_batches(whole: int, processes: int = 1, rank: int = 0, accumulate: int = 1 # rows, processes and which of them this is, turns before a step
-    ) -> list: # of `accumulate` slices
-    "Which rows of a batch this process takes, turn by turn. Raises `ValueError` unless it can be cut evenly."
-    if accumulate < 1 or whole % (processes*accumulate):
-        raise ValueError(f'a batch of {whole} cannot be cut evenly for {processes} process(es) and accumulate={accumulate}: '
-                         f'choose a batch size that {processes*max(1, accumulate)} divides')
-    n = whole//(processes*accumulate)
+def micro_batches(batch_size: int, # rows of the whole batch
+                  processes: int = 1, # among which it is divided
+                  rank: int = 0, # which of them this is
+                  accumulate: int = 1 # micro-batches of each process
+    ) -> list[slice]: # of length `accumulate`
+    "The rows of each micro-batch of this process. Raises `ValueError` if they are not equally long."
+    if accumulate < 1 or batch_size % (processes*accumulate):
+        raise ValueError(f'a batch of {batch_size} cannot be cut evenly for {processes} process(es) and '
+                         f'accumulate={accumulate}: choose a batch size that {processes*max(1, accumulate)} divides')
+    n = batch_size//(processes*accumulate)
     return [slice(n*(k*processes + rank), n*(k*processes + rank + 1)) for k in range(accumulate)]
 
 # %% ../../nbs/engine/01_seeds.ipynb #8b7eabd2
 class ReplayedRNG:
-    "What `SampleRNG` gave, once more, in the order in which it was asked for."
-    def __init__(self, numbers: list): self.numbers = iter(numbers)
-    def __call__(self, shape: tuple, draw=torch.randn) -> torch.Tensor:
+    "What a `SampleRNG` returned, once more, in the order in which it was asked."
+    def __init__(self, numbers: list[torch.Tensor]): self.numbers = iter(numbers)
+
+    def __call__(self, shape: tuple, draw=torch.randn) -> torch.Tensor: # as of `SampleRNG`
+        "The next of them. Raises `ValueError` if its shape is another."
         v = next(self.numbers, None)
         if v is None or v.shape != tuple(shape):
-            raise ValueError(f'random numbers {tuple(shape)}: the first step asked for others; such a loss cannot be recorded')
+            raise ValueError(f'random numbers {tuple(shape)}: the first step asked for others; '
+                             f'such a loss cannot be recorded')
         return v
 
 # %% ../../nbs/engine/01_seeds.ipynb #6bb9bf25
 class ItemNoise:
     "Unit noise for a batch, each item from its own stream."
     def __init__(self, seed: int, # of the whole sample
-                 items: range): # indices of the pictures in it
+                 items: range): # indices of the images in it
         self.streams = [generator(seed, 0, i) for i in items]
 
     def __call__(self, like: torch.Tensor # (b, ...): gives shape, type and device

@@ -22,14 +22,18 @@ FIRST, SECOND = ('AutoencoderKL', 'VQModel'), ('UNet2DModel', 'UNet2DConditionMo
 def load_component(folder: str | Path, # config.json and a file of weights
                    variant: str | None = None # of the weights, e.g. 'fp16'
     ) -> Autoencoder | UNet: # in evaluation mode, float32
-    "Read an AutoencoderKL, VQModel, UNet2DModel or UNet2DConditionModel that diffusers saved. Raises `FileNotFoundError` or `ValueError`."
+    "Read a first stage or UNet that diffusers saved. Raises `FileNotFoundError` or `ValueError`."
     folder = Path(folder)
-    if not (folder/'config.json').is_file(): raise FileNotFoundError(f'{folder} has no config.json: expected the folder of one component that diffusers saved')
+    if not (folder/'config.json').is_file():
+        raise FileNotFoundError(f'{folder} has no config.json: '
+                                'expected the folder of one component that diffusers saved')
     config = json.loads((folder/'config.json').read_text())
     kind = config.get('_class_name')
     if kind not in FIRST + SECOND:
-        raise ValueError(f'{folder} holds a {kind or config.get("model_type", "thing of no class")}: expected {", ".join(FIRST + SECOND)}')
-    return (first_stage_from_diffusers if kind in FIRST else unet_from_diffusers)(config, open_weights(find_weights(folder, variant=variant)))
+        raise ValueError(f'{folder} holds a {kind or config.get("model_type", "thing of no class")}: '
+                         f'expected {", ".join(FIRST + SECOND)}')
+    return (first_stage_from_diffusers if kind in FIRST
+            else unet_from_diffusers)(config, open_weights(find_weights(folder, variant=variant)))
 
 def save_component(net: Autoencoder | UNet,
                    folder: str | Path, # made if it is not there
@@ -38,6 +42,7 @@ def save_component(net: Autoencoder | UNet,
     "Write what diffusers reads back. Raises `ValueError` for what it cannot express."
     config, tensors = first_stage_to_diffusers(net) if isinstance(net, Autoencoder) else unet_to_diffusers(net, size)
     folder = writable_folder(folder)
-    with atomic_path(folder/'diffusion_pytorch_model.safetensors') as p: save_file(tensors, p, metadata=dict(format='pt'))
+    with atomic_path(folder/'diffusion_pytorch_model.safetensors') as p:
+        save_file(tensors, p, metadata=dict(format='pt'))
     with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
     return folder

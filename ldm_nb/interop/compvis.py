@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RES', 'RELEASED', 'FOREIGN', 'BUFFERS', 'FAMILIES', 'per_head', 'unet_keys', 'first_stage_keys', 'text_keys',
-           'Recipe', 'named_recipe', 'only', 'first_stage_arguments', 'unet_arguments', 'settle_heads', 'condition_of',
+           'Recipe', 'named_recipe', 'only', 'first_stage_arguments', 'unet_arguments', 'resolve_heads', 'condition_of',
            'yaml_recipe', 'read_recipe', 'fetch_tokenizer', 'read_condition', 'check_schedule', 'load_compvis']
 
 # %% ../../nbs/interop/04_compvis.ipynb #59591e8e
@@ -43,13 +43,15 @@ def per_head(name: str, # of their qkv, a convolution over a sequence, or its bi
     return Entry((name,), read, lambda v: (write(v),))
 
 # %% ../../nbs/interop/04_compvis.ipynb #c742b48c
-RES = dict(norm1='in_layers.0', conv1='in_layers.2', emb='emb_layers.1', norm2='out_layers.0', conv2='out_layers.3', skip='skip_connection')
+RES = dict(norm1='in_layers.0', conv1='in_layers.2', emb='emb_layers.1', norm2='out_layers.0', conv2='out_layers.3',
+           skip='skip_connection')
 
 def unet_keys(net: UNet # without a vector
     ) -> dict: # name in its state_dict -> Entry
     "Their names, without `model.diffusion_model.`"
-    names = {'time.lin1': 'time_embed.0', 'time.lin2': 'time_embed.2', 'conv_in': 'input_blocks.0.0', 'norm_out': 'out.0', 'conv_out': 'out.2',
-             'mid.0.res': 'middle_block.0', 'mid.0.attn': 'middle_block.1', 'mid.1.res': 'middle_block.2'}
+    names = {'time.lin1': 'time_embed.0', 'time.lin2': 'time_embed.2', 'conv_in': 'input_blocks.0.0',
+             'norm_out': 'out.0', 'conv_out': 'out.2', 'mid.0.res': 'middle_block.0', 'mid.0.attn': 'middle_block.1',
+             'mid.1.res': 'middle_block.2'}
     for arm, theirs, first in (('down', 'input_blocks', 1), ('up', 'output_blocks', 0)):
         for k, step in enumerate(getattr(net, arm)):
             here = [p for p in ('res', 'attn', 'resample') if getattr(step, p) is not None]
@@ -73,13 +75,15 @@ def first_stage_keys(ae: Autoencoder,
     ) -> dict: # name in its state_dict -> Entry
     "Their names, without `first_stage_model.`"
     names = {'quant': 'quant_conv', 'post_quant': 'post_quant_conv', 'codebook.embedding': 'quantize.embedding'}
-    for side, path, resample, level, turn in (('encoder', 'down', 'downsample', 0, 1), ('decoder', 'up', 'upsample', len(ae.config['ch_mult']) - 1, -1)):
+    for side, path, resample, level, turn in (('encoder', 'down', 'downsample', 0, 1),
+                                              ('decoder', 'up', 'upsample', len(ae.config['ch_mult']) - 1, -1)):
         names |= {f'{side}.{k}': f'{side}.{k}' for k in ('conv_in', 'norm_out', 'conv_out')}
         names |= {f'{side}.mid.{k}': f'{side}.mid.{n}' for k, n in enumerate(('block_1', 'attn_1', 'block_2'))}
         i = -1
         for k, part in enumerate(getattr(getattr(ae, side), path)):
             i += isinstance(part, ResBlock)
-            kind = f'block.{i}' if isinstance(part, ResBlock) else f'attn.{i}' if isinstance(part, SelfAttention) else resample
+            kind = (f'block.{i}' if isinstance(part, ResBlock) else f'attn.{i}' if isinstance(part, SelfAttention)
+                    else resample)
             names[f'{side}.{path}.{k}'] = f'{side}.{path}.{level}.{kind}'
             if kind == resample: level, i = level + turn, -1
     scales = dict(latent_shift=torch.zeros(ae.z_ch, 1, 1), latent_scale=torch.full((ae.z_ch, 1, 1), float(scale)))
@@ -99,7 +103,8 @@ def text_keys(net: TokenTransformer
     names = {k: k for k in ('norm', 'to_logits')} | {'token': 'token_emb'}
     for i in range(len(net.layers)):
         a, b = (f'attn_layers.layers.{k}' for k in (2*i, 2*i + 1))
-        inside = dict(norm1=f'{a}.0', attn=f'{a}.1', norm2=f'{b}.0') | {'ff.0': f'{b}.1.net.0.0', 'ff.2': f'{b}.1.net.2'}
+        inside = (dict(norm1=f'{a}.0', attn=f'{a}.1', norm2=f'{b}.0') |
+                  {'ff.0': f'{b}.1.net.0.0', 'ff.2': f'{b}.1.net.2'})
         names |= {f'layers.{i}.{k}': v for k, v in inside.items()}
     entry = lambda theirs, rest: same(f'{theirs}.{rest.replace("out.", "to_out.")}')
     return {k: same('pos_emb.emb.weight') if k == 'position' else entry(*renamed(k, names)) for k in net.state_dict()}
@@ -108,7 +113,8 @@ def text_keys(net: TokenTransformer
 class Recipe(NamedTuple):
     "What to build before the weights come."
     first_stage: dict # arguments of `Autoencoder`
-    unet: dict | None = None # arguments of `UNet`, of `conditional_unet` if there is a `context_dim`; None: a first stage alone
+    # arguments of `UNet`, of `conditional_unet` if there is a `context_dim`; None: a first stage alone
+    unet: dict | None = None
     schedule: dict = {} # arguments of `Schedule`
     scale: float | None = 1. # of the latent; None: the file must say
     prediction_type: str = 'eps' # of the UNet
@@ -116,58 +122,71 @@ class Recipe(NamedTuple):
     condition: tuple | None = None # what makes the embedder, and its arguments; None: unconditional
 
 # %% ../../nbs/interop/04_compvis.ipynb #86d517be
-RELEASED = { # first stage, start and end of beta, scale of the latent (None: a tensor of the file), pixels a side; source: as `UNETS`
-    'celeba256': ('vq-f4', .0015, .0195, 1., 256), 'ffhq256': ('vq-f4', .0015, .0195, 1., 256), 'lsun_beds256': ('vq-f4', .0015, .0195, 1., 256),
-    'lsun_churches256': ('kl-f8', .0015, .0155, None, 256), 'cin256': ('vq-f8', .0015, .0195, 1., 256), 'cin256-v2': ('vq-f4', .0015, .0195, 1., 256),
-    'text2img256': ('vq-f4', .0015, .0195, 1., 256), 'layout2img-openimages256': ('vq-f4', .0015, .0205, 1., 256),
-    'txt2img-1p4B': ('kl-f8', .00085, .012, .18215, 256), 'sd-v1': ('kl-f8', .00085, .012, .18215, 512), 'rdm': ('kl-f16', .0015, .015, .22765929, 768),
-    'semantic_synthesis256': ('vq-f4', .0015, .0205, 1., 256), 'semantic_synthesis512': ('vq-f4', .0015, .0205, 1., 512),
-    'bsr_sr': ('vq-f4', .0015, .0155, 1., 256), 'inpainting_big': ('vq-f4-noattn', .0015, .0205, 1., 256)}
+# first stage, start and end of beta, scale of the latent (None: a tensor of the file),
+# pixels a side; source: as `UNETS`
+RELEASED = {'celeba256': ('vq-f4', .0015, .0195, 1., 256), 'ffhq256': ('vq-f4', .0015, .0195, 1., 256),
+            'lsun_beds256': ('vq-f4', .0015, .0195, 1., 256), 'lsun_churches256': ('kl-f8', .0015, .0155, None, 256),
+            'cin256': ('vq-f8', .0015, .0195, 1., 256), 'cin256-v2': ('vq-f4', .0015, .0195, 1., 256),
+            'text2img256': ('vq-f4', .0015, .0195, 1., 256),
+            'layout2img-openimages256': ('vq-f4', .0015, .0205, 1., 256),
+            'txt2img-1p4B': ('kl-f8', .00085, .012, .18215, 256), 'sd-v1': ('kl-f8', .00085, .012, .18215, 512),
+            'rdm': ('kl-f16', .0015, .015, .22765929, 768), 'semantic_synthesis256': ('vq-f4', .0015, .0205, 1., 256),
+            'semantic_synthesis512': ('vq-f4', .0015, .0205, 1., 512), 'bsr_sr': ('vq-f4', .0015, .0155, 1., 256),
+            'inpainting_big': ('vq-f4-noattn', .0015, .0205, 1., 256)}
 
 def named_recipe(name: str # a key of `FIRST_STAGES` or `RELEASED`
     ) -> Recipe:
     "What was released under this name."
     if name in FIRST_STAGES: return Recipe(FIRST_STAGES[name])
     first_stage, start, end, scale, size = RELEASED[name]
-    make, arguments = (CONDITIONERS | {'bsr_sr': (ImageEmbedder, {}), 'rdm': (VectorEmbedder, dict(dim=768)),
-                                       'inpainting_big': (InpaintEmbedder, dict(z_ch=3, any_pixel=False, hole=-1.))}).get(name, (None, {}))
+    make, arguments = ((CONDITIONERS | {'bsr_sr': (ImageEmbedder, {}), 'rdm': (VectorEmbedder, dict(dim=768)),
+                                        'inpainting_big': (InpaintEmbedder, dict(z_ch=3, any_pixel=False, hole=-1.))})
+                       .get(name, (None, {})))
     if make is TokenTransformer: make = IdEmbedder if name.startswith('layout') else TextEmbedder
-    return Recipe(FIRST_STAGES[first_stage], dict(num_res_blocks=2) | UNETS[name], dict(start=start, end=end), scale, 'eps', size, make and (make, arguments))
+    return Recipe(FIRST_STAGES[first_stage], dict(num_res_blocks=2) | UNETS[name], dict(start=start, end=end), scale,
+                  'eps', size, make and (make, arguments))
 
 # %% ../../nbs/interop/04_compvis.ipynb #a373c883
 def only(given: dict, # part of a config
          **allowed # entry -> the one value that our modules can do
     ) -> None:
-    "Raises `ValueError` that names the entry."
+    "Check entries of a config. Raises `ValueError` that names the entry."
     for k, v in allowed.items():
-        if given.get(k, v) not in (v, None): raise ValueError(f'{k}: {given[k]!r} in the config, expected {v!r}: our modules cannot do what this asks for')
+        if given.get(k, v) not in (v, None):
+            raise ValueError(f'{k}: {given[k]!r} in the config, expected {v!r}: '
+                             'our modules cannot do what this asks for')
 
 def first_stage_arguments(config: dict # target and params, of a first stage
     ) -> dict: # arguments of `Autoencoder`
-    "Raises `ValueError` for what it cannot express, `KeyError` for what is missing."
+    "Translate a first stage's config. Raises `ValueError` for what it cannot express, `KeyError` for what is missing."
     target, p, d = config['target'].rpartition('.')[2], config['params'], config['params']['ddconfig']
     vq = target in ('VQModel', 'VQModelInterface')
-    if not vq and target != 'AutoencoderKL': raise ValueError(f'a first stage {config["target"]}: expected AutoencoderKL, VQModel or VQModelInterface')
-    only(d, double_z=not vq, resamp_with_conv=True, tanh_out=False, give_pre_end=False, use_linear_attn=False, out_ch=d['in_channels'])
+    if not vq and target != 'AutoencoderKL':
+        raise ValueError(f'a first stage {config["target"]}: expected AutoencoderKL, VQModel or VQModelInterface')
+    only(d, double_z=not vq, resamp_with_conv=True, tanh_out=False, give_pre_end=False, use_linear_attn=False,
+         out_ch=d['in_channels'])
     only(p, embed_dim=d['z_channels'])
     if d.get('attn_type', 'vanilla') != 'none': only(d, attn_type='vanilla')
     levels = tuple(k for k in range(len(d['ch_mult'])) if d['resolution']//2**k in d['attn_resolutions'])
-    return dict(z_ch=d['z_channels'], ch=d['ch'], ch_mult=tuple(d['ch_mult']), num_res_blocks=d['num_res_blocks'], attn_levels=levels,
-                mid_attn=d.get('attn_type') != 'none', in_ch=d['in_channels'], codes=p['n_embed'] if vq else None)
+    return dict(z_ch=d['z_channels'], ch=d['ch'], ch_mult=tuple(d['ch_mult']), num_res_blocks=d['num_res_blocks'],
+                attn_levels=levels, mid_attn=d.get('attn_type') != 'none', in_ch=d['in_channels'],
+                codes=p['n_embed'] if vq else None)
 
 def unet_arguments(p: dict # unet_config.params
     ) -> dict: # arguments of `UNet`, or of `conditional_unet` if there is a `context_dim`
-    "Raises `ValueError` for what it cannot express, `KeyError` for what is missing."
-    only(p, conv_resample=True, dims=2, num_classes=None, n_embed=None, use_new_attention_order=False, num_heads_upsample=-1,
-         use_linear_in_transformer=False, disable_self_attentions=None)
-    ours = dict(in_ch=p['in_channels'], out_ch=p['out_channels'], ch=p['model_channels'], ch_mult=tuple(p['channel_mult']),
-                num_res_blocks=p['num_res_blocks'], attn_factors=tuple(p['attention_resolutions']), scale_shift=p.get('use_scale_shift_norm', False),
+    "Translate a UNet's config. Raises `ValueError` for what it cannot express, `KeyError` for what is missing."
+    only(p, conv_resample=True, dims=2, num_classes=None, n_embed=None, use_new_attention_order=False,
+         num_heads_upsample=-1, use_linear_in_transformer=False, disable_self_attentions=None)
+    ours = dict(in_ch=p['in_channels'], out_ch=p['out_channels'], ch=p['model_channels'],
+                ch_mult=tuple(p['channel_mult']), num_res_blocks=p['num_res_blocks'],
+                attn_factors=tuple(p['attention_resolutions']), scale_shift=p.get('use_scale_shift_norm', False),
                 resblock_updown=p.get('resblock_updown', False))
     if p.get('use_spatial_transformer'): ours |= dict(context_dim=p['context_dim'], depth=p.get('transformer_depth', 1))
-    return ours | (dict(head_ch=p['num_head_channels']) if p.get('num_head_channels', -1) > 0 else dict(heads=p['num_heads']))
+    return ours | (dict(head_ch=p['num_head_channels']) if p.get('num_head_channels', -1) > 0
+                   else dict(heads=p['num_heads']))
 
 # %% ../../nbs/interop/04_compvis.ipynb #e60f91e4
-def settle_heads(ours: dict, # arguments, as the config has them
+def resolve_heads(ours: dict, # arguments, as the config has them
                  heads: int | dict | None # as in `load_compvis`
     ) -> dict: # arguments
     "Decide between one head and many, with a warning where the config alone does not."
@@ -175,10 +194,14 @@ def settle_heads(ours: dict, # arguments, as the config has them
     if heads is not None: return rest | (heads if isinstance(heads, dict) else dict(heads=heads))
     if 'context_dim' not in ours or 'head_ch' not in ours: return ours
     full = lambda a: dict(in_ch=4, out_ch=4, num_res_blocks=2, depth=1, scale_shift=False, resblock_updown=False) | a
-    name = next((n for n, a in UNETS.items() if {k: v for k, v in full(a).items() if k not in ('heads', 'head_ch')} == full(rest)), None)
+    name = next((n for n, a in UNETS.items()
+                 if {k: v for k, v in full(a).items() if k not in ('heads', 'head_ch')} == full(rest)), None)
     if name and 'head_ch' in UNETS[name]: return ours
-    says = f'the config says {ours["head_ch"]} channels a head; code before April 2022 made that one head, and the weights fit both. '
-    if name: says += f'This is the network of {name}, which has {UNETS[name]["heads"]}: taken so; give heads=dict(head_ch={ours["head_ch"]}) for the other'
+    says = (f'the config says {ours["head_ch"]} channels a head; '
+            'code before April 2022 made that one head, and the weights fit both. ')
+    if name:
+        says += (f'This is the network of {name}, which has {UNETS[name]["heads"]}: taken so; '
+                 f'give heads=dict(head_ch={ours["head_ch"]}) for the other')
     else: says += 'Taken as the config says; if the model is older, give heads=1'
     warnings.warn(says)
     return rest | dict(heads=UNETS[name]['heads']) if name else ours
@@ -186,23 +209,27 @@ def settle_heads(ours: dict, # arguments, as the config has them
 # %% ../../nbs/interop/04_compvis.ipynb #c3d5fa8f
 def condition_of(p: dict # params of the model
     ) -> tuple | None: # what makes the embedder, and its arguments; None: unconditional
-    "Raises `ValueError` for a conditioner that none of the paper's models has."
+    "Translate the conditioner of a config. Raises `ValueError` for a conditioner that none of the paper's models has."
     c = p.get('cond_stage_config', '__is_unconditional__')
     if c == '__is_unconditional__': return None
     way = p.get('conditioning_key') or ('concat' if p.get('concat_mode', True) else 'crossattn')
     target, q = (c, {}) if isinstance(c, str) else (c['target'].rpartition('.')[2], c.get('params') or {})
-    if (target, way) == ('__is_first_stage__', 'concat'): return InpaintEmbedder, dict(z_ch=p['channels'], any_pixel=False, hole=-1.)
+    if (target, way) == ('__is_first_stage__', 'concat'):
+        return InpaintEmbedder, dict(z_ch=p['channels'], any_pixel=False, hole=-1.)
     if (target, way) == ('Identity', 'concat'): return ImageEmbedder, {}
-    if (target, way) == ('Identity', 'crossattn'): return VectorEmbedder, dict(dim=p['unet_config']['params']['context_dim'])
+    if (target, way) == ('Identity', 'crossattn'):
+        return VectorEmbedder, dict(dim=p['unet_config']['params']['context_dim'])
     if (target, way) == ('FrozenCLIPEmbedder', 'crossattn'): return CONDITIONERS['sd-v1']
     if (target, way) == ('ClassEmbedder', 'crossattn'):
         n = q.get('n_classes', 1000)
-        return ClassEmbedder, dict(n_classes=1000, dim=q['embed_dim']) if n == 1001 else dict(n_classes=n, dim=q['embed_dim'], null=False)
+        return (ClassEmbedder, dict(n_classes=1000, dim=q['embed_dim']) if n == 1001
+                else dict(n_classes=n, dim=q['embed_dim'], null=False))
     if (target, way) == ('SpatialRescaler', 'concat'):
         only(q, method='bilinear', multiplier=.5, bias=False)
         return MapEmbedder, dict(n_classes=q['in_channels'], out_ch=q['out_channels'], stages=q.get('n_stages', 1))
     if (target, way) == ('BERTEmbedder', 'crossattn'):
-        arguments = dict(n_ids=q.get('vocab_size', 30_522), dim=q['n_embed'], depth=q['n_layer'], heads=8, head_ch=64, max_length=q.get('max_seq_len', 77))
+        arguments = dict(n_ids=q.get('vocab_size', 30_522), dim=q['n_embed'], depth=q['n_layer'], heads=8, head_ch=64,
+                         max_length=q.get('max_seq_len', 77))
         return TextEmbedder if q.get('use_tokenizer', True) else IdEmbedder, dict(arguments, logits=True)
     raise ValueError(f'a condition by {target} and {way}: none of the paper\'s models has that')
 
@@ -210,17 +237,21 @@ def condition_of(p: dict # params of the model
 def yaml_recipe(config: dict, # what a yaml of the paper's code holds
                 heads: int | dict | None = None # as in `load_compvis`
     ) -> Recipe:
-    "Raises `ValueError` for what our modules cannot do, or for what is no such config."
+    "Translate a whole config. Raises `ValueError` for what our modules cannot do, or for what is no such config."
     try:
         m = config.get('model', config)
         target, p = m['target'].rpartition('.')[2], m['params']
         if target in ('AutoencoderKL', 'VQModel', 'VQModelInterface'): return Recipe(first_stage_arguments(m))
-        if target != 'LatentDiffusion': raise ValueError(f'a {m["target"]}: expected LatentDiffusion, AutoencoderKL or VQModel')
-        first, unet = first_stage_arguments(p['first_stage_config']), settle_heads(unet_arguments(p['unet_config']['params']), heads)
+        if target != 'LatentDiffusion':
+            raise ValueError(f'a {m["target"]}: expected LatentDiffusion, AutoencoderKL or VQModel')
+        first = first_stage_arguments(p['first_stage_config'])
+        unet = resolve_heads(unet_arguments(p['unet_config']['params']), heads)
         kind = dict(linear='scaled_linear', sqrt_linear='linear', cosine='cosine')[p.get('beta_schedule', 'linear')]
-        schedule = dict(kind=kind, start=float(p.get('linear_start', 1e-4)), end=float(p.get('linear_end', 2e-2)), steps=p.get('timesteps', 1000))
+        schedule = dict(kind=kind, start=float(p.get('linear_start', 1e-4)), end=float(p.get('linear_end', 2e-2)),
+                        steps=p.get('timesteps', 1000))
         scale = None if p.get('scale_by_std') else float(p.get('scale_factor', 1.))
-        return Recipe(first, unet, schedule, scale, p.get('parameterization', 'eps'), int(p['image_size'])*2**(len(first['ch_mult']) - 1), condition_of(p))
+        return Recipe(first, unet, schedule, scale, p.get('parameterization', 'eps'),
+                      int(p['image_size'])*2**(len(first['ch_mult']) - 1), condition_of(p))
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'this config does not describe a model of the paper\'s code ({type(e).__name__}: {e})') from e
 
@@ -229,17 +260,19 @@ def read_recipe(config: str | Path | dict | None, # as in `load_compvis`
                 ckpt: Path,
                 heads: int | dict | None # as in `load_compvis`
     ) -> Recipe:
-    "Raises `ValueError` where there is no config, or none that we understand."
+    "Find and translate the config. Raises `ValueError` where there is no config, or none that we understand."
     if isinstance(config, dict): return yaml_recipe(config, heads)
     if str(config) in FIRST_STAGES or str(config) in RELEASED:
         r = named_recipe(str(config))
-        return r._replace(unet=settle_heads(r.unet, heads)) if r.unet else r
-    beside = [p for at, name in ((ckpt.parent, 'config.yaml'), (ckpt.parent, '*-project.yaml'), (ckpt.parent.parent/'configs', '*-project.yaml'))
+        return r._replace(unet=resolve_heads(r.unet, heads)) if r.unet else r
+    beside = [p for at, name in ((ckpt.parent, 'config.yaml'), (ckpt.parent, '*-project.yaml'),
+                                 (ckpt.parent.parent/'configs', '*-project.yaml'))
               for p in sorted(at.glob(name), reverse=True)]
     path = Path(config) if config else next(iter(beside), None)
     if path is None or not path.is_file():
         raise ValueError((f'no config {str(config)!r}' if config else f'no config.yaml beside {ckpt}') +
-                         f': give config=, the yaml that came with the file, or one of {", ".join([*RELEASED, *FIRST_STAGES])}')
+                         ': give config=, the yaml that came with the file, '
+                         f'or one of {", ".join([*RELEASED, *FIRST_STAGES])}')
     import yaml
     try: return yaml_recipe(yaml.safe_load(path.read_text()), heads)
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f'{path} is no yaml ({str(e)[:80]})') from e
@@ -248,25 +281,28 @@ def read_recipe(config: str | Path | dict | None, # as in `load_compvis`
 def fetch_tokenizer(given, # a folder, a name on the hub, or a tokenizer of transformers; None: the published one
                     published: str # its name
     ): # a tokenizer of transformers
-    "Raises `ValueError` where there is none."
+    "The tokenizer of a text encoder. Raises `ValueError` where there is none."
     if hasattr(given, 'get_vocab'): return given
     from transformers import AutoTokenizer
     try: return AutoTokenizer.from_pretrained(str(given or published))
     except Exception as e: # whatever the library meets on its way
-        raise ValueError(f'no tokenizer {str(given or published)!r} ({str(e).splitlines()[0][:90]}): give tokenizer=, a folder that holds {published}') from e
+        raise ValueError(f'no tokenizer {str(given or published)!r} ({str(e).splitlines()[0][:90]}): '
+                         f'give tokenizer=, a folder that holds {published}') from e
 
 def read_condition(condition: tuple | None, # as in `Recipe`
                    w: Weights, # without `cond_stage_model.`
                    tokenizer, # as in `load_compvis`
                    what: str # named in errors
     ) -> nn.Module | None: # an embedder
-    "Raises `ValueError` for weights missing, left over, or of another shape, and where there is no tokenizer."
-    if not condition and w: raise ValueError(f'{what}: {len(w)} tensors, e.g. {next(iter(w))!r}, where the config says that this model is told nothing')
+    "The embedder, with its weights. Raises `ValueError` for weights that do not fit, or no tokenizer."
+    if not condition and w:
+        raise ValueError(f'{what}: {len(w)} tensors, e.g. '
+                         f'{next(iter(w))!r}, where the config says that this model is unconditional')
     if not condition: return None
     make, arguments = condition
     if make is InpaintEmbedder: return make(**arguments)                     # its tensors are the first stage once more
-    tables = {ClassEmbedder: {'table.weight': same('embedding.weight')}, MapEmbedder: {'mix.weight': same('channel_mapper.weight')},
-              ImageEmbedder: {}, VectorEmbedder: {}}
+    tables = {ClassEmbedder: {'table.weight': same('embedding.weight')},
+              MapEmbedder: {'mix.weight': same('channel_mapper.weight')}, ImageEmbedder: {}, VectorEmbedder: {}}
     if make in tables:
         with torch.device('meta' if tables[make] else 'cpu'): e = make(**arguments)
         return adopt(e, tables[make], w, what)
@@ -279,59 +315,71 @@ def read_condition(condition: tuple | None, # as in `Recipe`
         return FrozenText.of(model, fetch_tokenizer(tokenizer, 'openai/clip-vit-large-patch14'))
     if make is TextEmbedder:
         vocab, n = fetch_tokenizer(tokenizer, 'bert-base-uncased').get_vocab(), arguments['n_ids']
-        if len(vocab) != n: raise ValueError(f'a vocabulary of {len(vocab)} tokens for a model of {n}: give its own as tokenizer=')
+        if len(vocab) != n:
+            raise ValueError(f'a vocabulary of {len(vocab)} tokens for a model of {n}: give its own as tokenizer=')
         arguments = {k: v for k, v in arguments.items() if k != 'n_ids'} | dict(vocab=sorted(vocab, key=vocab.get))
     with torch.device('meta'): e = make(**arguments)
     if make is TextEmbedder: e.nothing = torch.tensor(e.tokenizer.frame(''))
     return adopt(e, text_keys(e), w, what)
 
 # %% ../../nbs/interop/04_compvis.ipynb #4566b700
-FOREIGN = ((r'(^|[._])lora[._]', 'a LoRA, changes to another model and not a model: not supported'), (r'^conditioner\.embedders\.', 'Stable Diffusion XL'),
-           (r'^cond_stage_model\.model\.', 'Stable Diffusion 2, whose text encoder is an OpenCLIP'), (r'^control_model\.|zero_convs?\.', 'a ControlNet'),
+FOREIGN = ((r'(^|[._])lora[._]', 'a LoRA, changes to another model and not a model: not supported'),
+           (r'^conditioner\.embedders\.', 'Stable Diffusion XL'),
+           (r'^cond_stage_model\.model\.', 'Stable Diffusion 2, whose text encoder is an OpenCLIP'),
+           (r'^control_model\.|zero_convs?\.', 'a ControlNet'),
            (r'joint_blocks\.|double_blocks\.', 'a transformer (Stable Diffusion 3, Flux)'),
            (r'(^|\.)down_blocks\.', 'a component of diffusers: use load_component'))
-BUFFERS = set('''betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod log_one_minus_alphas_cumprod
-    sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2
+BUFFERS = set('''betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
+    log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
+    posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2
     lvlb_weights logvar scale_factor model_ema.decay model_ema.num_updates'''.split())
 FAMILIES = ('model.diffusion_model.', 'model_ema.diffusion_model', 'first_stage_model.', 'cond_stage_model.')
 
 def check_schedule(w: Mapping, schedule: Schedule, what: str) -> None: # name -> tensor; of the config; named in errors
-    "Raises `ValueError` where the file was trained with another."
+    "Compare the noise schedule with that of the file. Raises `ValueError` where the file was trained with another."
     if 'alphas_cumprod' not in w: return
     theirs, ours = w['alphas_cumprod'].double(), schedule.abar
-    stored = next((d for d in (torch.bfloat16, torch.float16) if torch.equal(theirs.to(d).double(), theirs)), torch.float32)
-    off = 1e-6 if stored == torch.float32 else torch.finfo(stored).eps*ours                     # what rounding may have done
+    stored = next((d for d in (torch.bfloat16, torch.float16) if torch.equal(theirs.to(d).double(), theirs)),
+                  torch.float32)
+    off = 1e-6 if stored == torch.float32 else torch.finfo(stored).eps*ours  # what rounding may have done
     if theirs.shape != ours.shape or ((theirs - ours).abs() > off).any():
-        raise ValueError(f'{what} was trained with another noise schedule: abar ends at {theirs[-1]:.6g} after {len(theirs)} steps, '
-                         f'that of the config at {ours[-1]:.6g} after {len(ours)}')
+        raise ValueError(f'{what} was trained with another noise schedule: abar ends at {theirs[-1]:.6g} after '
+                         f'{len(theirs)} steps, that of the config at {ours[-1]:.6g} after {len(ours)}')
 
 # %% ../../nbs/interop/04_compvis.ipynb #b8c93272
-def load_compvis(ckpt: str | Path, # .ckpt, .pt or .safetensors of the paper's code, or a single file of Stable Diffusion 1
-                 config: str | Path | dict | None = None, # the yaml, what is in it, or the name of a released model; None: the yaml beside the file
+def load_compvis(ckpt: str | Path, # .ckpt, .pt or .safetensors of the paper's code or Stable Diffusion 1
+                 config: str | Path | dict | None = None, # a yaml, its content, or a released model; None: beside
                  ema: bool = True, # the running average of the UNet, where the file has one
-                 heads: int | dict | None = None, # of the UNet, instead of what the config says: a number, or dict(head_ch=...)
-                 tokenizer=None # for captions: a folder, a name on the hub, or a tokenizer of transformers; None: the published one
-    ) -> LatentDiffusion | Autoencoder: # on the CPU, in evaluation mode; `source` of the first says which weights and which scale were taken
-    "Load what the paper released. Raises `FileNotFoundError`, or `ValueError` for a file of another kind, and for tensors missing, left over or misshapen."
+                 heads: int | dict | None = None, # of the UNet, against the config: a number, or dict(head_ch=...)
+                 tokenizer=None # for captions: a folder, a name on the hub, or the object; None: the published one
+    ) -> LatentDiffusion | Autoencoder: # on the CPU, in evaluation mode; `source` says which weights and scale
+    "Load what the paper released. Raises `FileNotFoundError`, or `ValueError` for another kind or misfitting tensors."
     ckpt = Path(ckpt)
     w, what = open_weights(ckpt), ckpt.name
     for pattern, kind in FOREIGN:
-        if found := next((k for k in w if re.search(pattern, k)), None): raise ValueError(f'{what} is {kind} (it holds {found!r})')
+        if found := next((k for k in w if re.search(pattern, k)), None):
+            raise ValueError(f'{what} is {kind} (it holds {found!r})')
     r, whole = read_recipe(config, ckpt, heads), any(k.startswith(FAMILIES[:2]) for k in w)
-    if whole != bool(r.unet): raise ValueError(f'{what} holds {"a UNet" if whole else "no UNet"} and the config describes {"one" if r.unet else "none"}')
+    if whole != bool(r.unet):
+        raise ValueError(f'{what} holds {"a UNet" if whole else "no UNet"} and the config '
+                         f'describes {"one" if r.unet else "none"}')
     with torch.device('meta'): ae = Autoencoder(**r.first_stage)
     net_of = lambda part: part.renamed(lambda k: None if k.startswith('loss.') else k)
     if not whole: return adopt(ae, first_stage_keys(ae), net_of(w), what)
     if odd := [k for k in w if not k.startswith(FAMILIES) and k not in BUFFERS]:
-        raise ValueError(f'{what}: {len(odd)} tensors of no family, e.g. {odd[0]!r}{nearest(odd[0], [k for k in [*BUFFERS, *w] if k not in odd])}')
+        raise ValueError(f'{what}: {len(odd)} tensors of no family, '
+                         f'e.g. {odd[0]!r}{nearest(odd[0], [k for k in [*BUFFERS, *w] if k not in odd])}')
     schedule, scale = Schedule(**r.schedule), w['scale_factor'].item() if 'scale_factor' in w else r.scale
     check_schedule(w, schedule, what)
-    if scale is None: raise ValueError(f'{what} has no scale_factor, where the config says scale_by_std: say scale_factor there instead, as a number')
+    if scale is None:
+        raise ValueError(f'{what} has no scale_factor, where the config says scale_by_std: '
+                         'say scale_factor there instead, as a number')
     adopt(ae, first_stage_keys(ae, scale), net_of(w.part('first_stage_model.')), f'{what}, first stage')
     with torch.device('meta'): net = (conditional_unet if 'context_dim' in r.unet else UNet)(**r.unet)
     table, raw, average = unet_keys(net), w.part(FAMILIES[0]), w.part(FAMILIES[1])
     used = 'ema' if average and (ema or not raw) else 'raw'
-    if used == 'ema': table = {k: e._replace(names=tuple(n.replace('.', '') for n in e.names)) for k, e in table.items()}
+    if used == 'ema':
+        table = {k: e._replace(names=tuple(n.replace('.', '') for n in e.names)) for k, e in table.items()}
     adopt(net, table, average if used == 'ema' else raw, f'{what}, UNet')
     embedder = read_condition(r.condition, w.part('cond_stage_model.'), tokenizer, f'{what}, condition')
     out = LatentDiffusion(ae, net, embedder, schedule, r.prediction_type, r.size, sampling={}).eval()

@@ -8,14 +8,16 @@ __all__ = ['FrozenText', 'IdEmbedder', 'VectorEmbedder']
 # %% ../../nbs/interop/07_embedders.ipynb #c0069f49
 import torch
 from torch import nn
-from ..embedders import drop_some
+from ..embedders import Condition, drop_some
 from ..text import TokenTransformer, as_captions
 from ..unet import Cond
 
 # %% ../../nbs/interop/07_embedders.ipynb #922a7007
-class FrozenText(nn.Module):
+class FrozenText(Condition):
     "The last hidden states of a CLIP or BERT from transformers, frozen (§4.3.1; Stable Diffusion)."
-    kind, guidance = 'frozen', 7.5
+    kind = 'frozen'
+    wants = 'text'
+    guidance = 7.5
     def __init__(self, name: str, # of a model on the hub, or a folder that save_pretrained wrote
                  tokenizer: str | None = None, # the same for its tokenizer; None: as `name`
                  max_length: int | None = None, # ids a caption; None: as many as the model takes
@@ -43,8 +45,12 @@ class FrozenText(nn.Module):
     def hold(self, model, tokenizer, name: str | None, max_length: int | None, drop: float):
         room = model.config.max_position_embeddings
         self.config = dict(name=name, tokenizer=None, max_length=max_length, drop=drop)
-        self.model, self.tokenizer, self.max_length = [model.requires_grad_(False).eval()], tokenizer, max_length or room # in a list: not among the weights
-        if not 2 < self.max_length <= room: raise ValueError(f'max_length={max_length}: {name or "this model"} has places for 3 to {room}')
+        # in a list: not among the weights
+        self.model = [model.requires_grad_(False).eval()]
+        self.tokenizer = tokenizer
+        self.max_length = max_length or room
+        if not 2 < self.max_length <= room:
+            raise ValueError(f'max_length={max_length}: {name or "this model"} has places for 3 to {room}')
         self.context_dim, self.vector_dim, self.concat_ch, self.drop = model.config.hidden_size, None, 0, drop
 
     def _apply(self, fn, *args, **kwargs): # moves and casts it along with this module
@@ -57,16 +63,19 @@ class FrozenText(nn.Module):
             at = self.tokenizer(c, return_offsets_mapping=True, verbose=False)['offset_mapping']
             if len(at) > self.max_length:
                 cut = at[self.max_length - 1][0]
-                raise ValueError(f'a caption of {len(at)} tokens, where {self.max_length} fit; cut it at the bar at the latest: "{c[:cut]}|{c[cut:]}"')
+                raise ValueError(f'a caption of {len(at)} tokens, where {self.max_length} fit; '
+                                 f'cut it at the bar at the latest: "{c[:cut]}|{c[cut:]}"')
         return captions
 
     def prepare(self, captions: list, ae=None) -> torch.Tensor: # (b, max_length) int64
-        return self.tokenizer(captions, padding='max_length', max_length=self.max_length, return_tensors='pt')['input_ids']
+        return self.tokenizer(captions, padding='max_length', max_length=self.max_length,
+                              return_tensors='pt')['input_ids']
 
-    def null(self, n: int = 1, hw=None) -> Cond: return Cond(context=self(self.prepare(['']).expand(1, -1)).context.expand(n, -1, -1))
+    def null(self, n: int = 1, hw=None, rows=None) -> Cond:
+        return Cond(context=self(self.prepare(['']).expand(1, -1)).context.expand(n, -1, -1))
 
-    def forward(self, ids, drop_generator=None) -> Cond: # (b, max_length) int64 -> context (b, max_length, d)
-        if self.training: ids = drop_some(ids, self.prepare([''])[0], self.drop, drop_generator)
+    def forward(self, ids, rng=None) -> Cond: # (b, max_length) int64 -> context (b, max_length, d)
+        if self.training: ids = drop_some(ids, self.prepare([''])[0], self.drop, rng)
         with torch.no_grad(): return Cond(context=self.model[0](ids.to(self.model[0].device)).last_hidden_state)
 
     def train(self, mode: bool = True): # frozen: its own dropout never wakes
@@ -74,9 +83,9 @@ class FrozenText(nn.Module):
         return self
 
 # %% ../../nbs/interop/07_embedders.ipynb #f5e2a9b9
-class IdEmbedder(TokenTransformer):
-    "For the published layouts: prompts are the ids themselves. Its scheme of boxes is known, which class has which number is not."
-    kind, guidance = 'ids', 1.
+class IdEmbedder(Condition, TokenTransformer):
+    "For the published layouts: prompts are ids. Its scheme of boxes is known, the numbers of its classes are not."
+    kind = 'ids'
     def __init__(self, n_ids: int, max_length: int, **config): # as for `TokenTransformer`
         super().__init__(n_ids, max_length=max_length, **config)
         self.config, self.n_ids = dict(n_ids=n_ids, max_length=max_length, **config), n_ids
@@ -84,22 +93,29 @@ class IdEmbedder(TokenTransformer):
     def prompts(self, y) -> list: # of (max_length,) int64: one row of ids, or several
         "Raises `ValueError` for what are no ids."
         try: y = torch.as_tensor(y)
-        except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f'{str(y)[:60]} are no ids: expected {self.max_length} whole numbers') from e
-        if y.is_floating_point() or y.ndim not in (1, 2) or y.shape[-1] != self.max_length or not ((y >= 0) & (y < self.n_ids)).all():
-            raise ValueError(f'ids {tuple(y.shape)} {y.dtype}: expected rows of {self.max_length}, each 0 ... {self.n_ids - 1}')
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise ValueError(f'{str(y)[:60]} are no ids: expected {self.max_length} whole numbers') from e
+        if (y.is_floating_point() or y.ndim not in (1, 2) or y.shape[-1] != self.max_length or
+            not ((y >= 0) & (y < self.n_ids)).all()):
+            raise ValueError(f'ids {tuple(y.shape)} {y.dtype}: '
+                             f'expected rows of {self.max_length}, each 0 ... {self.n_ids - 1}')
         return list(y.reshape(-1, self.max_length).long())
 
     def prepare(self, rows: list, ae=None) -> torch.Tensor: return torch.stack(list(rows)) # (b, max_length) int64
 
-    def null(self, n: int = 1, hw=None) -> Cond: raise ValueError('this model knows no "nothing said": it cannot be guided; sample with guidance=1')
+    def null(self, n: int = 1, hw=None, rows=None) -> Cond:
+        raise ValueError('this model knows no "nothing said": it cannot be guided; sample with guidance=1')
 
-    def forward(self, ids, drop_generator=None) -> Cond: return Cond(context=self.tokens(ids.to(self.position.device))) # -> (b, max_length, dim)
+    def forward(self, ids, rng=None) -> Cond: # -> (b, max_length, dim)
+        return Cond(context=self.tokens(ids.to(self.position.device)))
 
 # %% ../../nbs/interop/07_embedders.ipynb #cfe52efa
-class VectorEmbedder(nn.Module):
+class VectorEmbedder(Condition):
     "For retrieval (RDM): prompts are vectors of CLIP, of length 1 each; nothing said is zeros, as published."
-    kind, guidance = 'vectors', 5.
-    def __init__(self, dim: int = 768, n: int = 1): # width of a vector; vectors a prompt, the caption's first, then its neighbours'
+    kind = 'vectors'
+    guidance = 5.
+    def __init__(self, dim: int = 768, n: int = 1):
+        # width of a vector; vectors a prompt, the caption's first, then its neighbours'
         super().__init__()
         self.config, self.n = dict(dim=dim, n=n), n
         self.context_dim, self.vector_dim, self.concat_ch = dim, None, 0
@@ -107,12 +123,15 @@ class VectorEmbedder(nn.Module):
 
     def prompts(self, y) -> list: # of (n, dim): one, (b, n, dim), or (dim,) where n is 1
         "Raises `ValueError` for other shapes."
-        if not torch.is_tensor(y) or not y.is_floating_point() or y.shape[-1] != self.context_dim or y.numel() % (self.n*self.context_dim):
-            raise ValueError(f'{tuple(y.shape) if torch.is_tensor(y) else str(y)[:40]}: expected (b, {self.n}, {self.context_dim}) vectors of CLIP')
+        if (not torch.is_tensor(y) or not y.is_floating_point() or y.shape[-1] != self.context_dim or
+            y.numel() % (self.n*self.context_dim)):
+            raise ValueError(f'{tuple(y.shape) if torch.is_tensor(y) else str(y)[:40]}: '
+                             f'expected (b, {self.n}, {self.context_dim}) vectors of CLIP')
         return list(y.reshape(-1, self.n, self.context_dim).float())
 
     def prepare(self, rows: list, ae=None) -> torch.Tensor: return torch.stack(list(rows)) # (b, n, dim)
 
-    def null(self, n: int = 1, hw=None) -> Cond: return Cond(context=self.here.new_zeros(n, self.n, self.context_dim))
+    def null(self, n: int = 1, hw=None, rows=None) -> Cond:
+        return Cond(context=self.here.new_zeros(n, self.n, self.context_dim))
 
-    def forward(self, y, drop_generator=None) -> Cond: return Cond(context=y.to(self.here)) # (b, n, dim)
+    def forward(self, y, rng=None) -> Cond: return Cond(context=y.to(self.here)) # (b, n, dim)

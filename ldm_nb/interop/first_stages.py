@@ -20,7 +20,8 @@ def new_names(tensors: Mapping # name -> tensor, as a file has them
     ) -> Weights:
     "The same under the names of today."
     weights = tensors if isinstance(tensors, Weights) else Weights(dict(tensors))
-    return weights.renamed(lambda k: re.sub(r'(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)', lambda m: OLD[m[1]], k))
+    return weights.renamed(lambda k: re.sub(r'(?<=\.)(query|key|value|proj_attn)(?=\.(weight|bias)$)',
+                                            lambda m: OLD[m[1]], k))
 
 def attention_entry(theirs: str, rest: str) -> Entry: # `rest` of our SelfAttention, from their Attention
     "One of its tensors under their names; query, key and value are three there."
@@ -38,27 +39,38 @@ def renamed(key: str, # of our network
 # %% ../../nbs/interop/01_first_stages.ipynb #bc2c1578
 def first_stage_config(config: dict # of a diffusers AutoencoderKL or VQModel
     ) -> dict: # arguments of `Autoencoder`
-    "Raises `ValueError` for a network that is none of the paper's kind."
-    kind, widths, blocks = config.get('_class_name'), config.get('block_out_channels', ()), config.get('layers_per_block', 1)
-    if kind not in ('AutoencoderKL', 'VQModel'): raise ValueError(f'a diffusers {kind}: expected AutoencoderKL or VQModel')
-    only = dict(act_fn='silu', norm_type='group', vq_embed_dim=config.get('latent_channels', 3), latents_mean=None, latents_std=None, use_quant_conv=True,
-                use_post_quant_conv=True, lookup_from_codebook=False)
+    "Translate a config. Raises `ValueError` for a network that is none of the paper's kind."
+    kind = config.get('_class_name')
+    widths = config.get('block_out_channels', ())
+    blocks = config.get('layers_per_block', 1)
+    if kind not in ('AutoencoderKL', 'VQModel'):
+        raise ValueError(f'a diffusers {kind}: expected AutoencoderKL or VQModel')
+    only = dict(act_fn='silu', norm_type='group', vq_embed_dim=config.get('latent_channels', 3), latents_mean=None,
+                latents_std=None, use_quant_conv=True, use_post_quant_conv=True, lookup_from_codebook=False)
     for name, value in only.items():
-        if config.get(name) not in (None, value): raise ValueError(f'{name}={config[name]!r}: expected {value!r}; our first stage cannot do what this asks for')
-    types = [config.get(k, (t,)*len(widths)) for k, t in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D'))]
+        if config.get(name) not in (None, value):
+            raise ValueError(f'{name}={config[name]!r}: expected {value!r}; '
+                             'our first stage cannot do what this asks for')
+    types = [config.get(k, (t,)*len(widths))
+             for k, t in (('down_block_types', 'DownEncoderBlock2D'), ('up_block_types', 'UpDecoderBlock2D'))]
     if set(types[0]) != {'DownEncoderBlock2D'} or set(types[1]) != {'UpDecoderBlock2D'}:
-        raise ValueError(f'blocks {sorted(set(types[0]) | set(types[1]))}: expected DownEncoderBlock2D and UpDecoderBlock2D alone')
+        raise ValueError(f'blocks {sorted(set(types[0]) | set(types[1]))}: '
+                         'expected DownEncoderBlock2D and UpDecoderBlock2D alone')
     odd = [w for w in widths if w % widths[0]]
     if odd or not widths: raise ValueError(f'block_out_channels {list(widths)}: expected multiples of the first')
-    return dict(z_ch=config.get('latent_channels', 3), ch=widths[0], ch_mult=tuple(w//widths[0] for w in widths), num_res_blocks=blocks,
-                mid_attn=config.get('mid_block_add_attention', True), groups=config.get('norm_num_groups', 32), in_ch=config.get('in_channels', 3),
+    return dict(z_ch=config.get('latent_channels', 3), ch=widths[0], ch_mult=tuple(w//widths[0] for w in widths),
+                num_res_blocks=blocks, mid_attn=config.get('mid_block_add_attention', True),
+                groups=config.get('norm_num_groups', 32), in_ch=config.get('in_channels', 3),
                 codes=config.get('num_vq_embeddings', 256) if kind == 'VQModel' else None)
 
 def first_stage_names(levels: int, blocks: int, mid_attn: bool, vq: bool) -> dict: # our module -> diffusers' module
     "The two names of everything that has weights."
-    names = {'quant': 'quant_conv', 'post_quant': 'post_quant_conv'} | ({'codebook.embedding': 'quantize.embedding'} if vq else {})
-    for side, path, resample, n in (('encoder', 'down', 'downsamplers', blocks), ('decoder', 'up', 'upsamplers', blocks + 1)):
-        names |= {f'{side}.{k}': f'{side}.{v}' for k, v in dict(conv_in='conv_in', norm_out='conv_norm_out', conv_out='conv_out').items()}
+    names = ({'quant': 'quant_conv', 'post_quant': 'post_quant_conv'} |
+             ({'codebook.embedding': 'quantize.embedding'} if vq else {}))
+    for side, path, resample, n in (('encoder', 'down', 'downsamplers', blocks),
+                                    ('decoder', 'up', 'upsamplers', blocks + 1)):
+        names |= {f'{side}.{k}': f'{side}.{v}'
+                  for k, v in dict(conv_in='conv_in', norm_out='conv_norm_out', conv_out='conv_out').items()}
         names |= {f'{side}.mid.0': f'{side}.mid_block.resnets.0', f'{side}.mid.2': f'{side}.mid_block.resnets.1'}
         if mid_attn: names[f'{side}.mid.1'] = f'{side}.mid_block.attentions.0'
         at = 0
@@ -77,7 +89,8 @@ def first_stage_table(ae: Autoencoder # without attention besides the middle
     names = first_stage_names(len(c['ch_mult']), c['num_res_blocks'], c['mid_attn'], bool(c['codes']))
     def entry(key):
         theirs, rest = renamed(key, names)
-        return attention_entry(theirs, rest) if '.attentions.' in theirs else same(f'{theirs}.{re.sub("^skip", "conv_shortcut", rest)}')
+        return (attention_entry(theirs, rest) if '.attentions.' in theirs
+                else same(f'{theirs}.{re.sub("^skip", "conv_shortcut", rest)}'))
     return {key: entry(key) for key in ae.state_dict() if not key.startswith('latent_')}
 
 def first_stage_from_diffusers(config: dict, # of an AutoencoderKL or VQModel
@@ -88,13 +101,13 @@ def first_stage_from_diffusers(config: dict, # of an AutoencoderKL or VQModel
     with torch.device('meta'): ae = Autoencoder(**ours)
     scale = config.get('scaling_factor', .18215)
     if ours['codes'] and scale != 1:
-        warnings.warn(f'scaling_factor {scale} of a VQModel is ignored: every published one was trained at 1 (diffusers sets {scale} by default)')
+        warnings.warn(f'scaling_factor {scale} of a VQModel is ignored: '
+                      f'every published one was trained at 1 (diffusers sets {scale} by default)')
         scale = 1.
-    both = dict(latent_shift=torch.full((ae.z_ch, 1, 1), config.get('shift_factor') or 0.), latent_scale=torch.full((ae.z_ch, 1, 1), float(scale)))
+    both = dict(latent_shift=torch.full((ae.z_ch, 1, 1), config.get('shift_factor') or 0.),
+                latent_scale=torch.full((ae.z_ch, 1, 1), float(scale)))
     table = first_stage_table(ae) | {k: Entry((), lambda v=v: v, lambda v: ()) for k, v in both.items()}
     return adopt(ae, table, new_names(tensors), f'a diffusers {config["_class_name"]}')
-
-
 
 # %% ../../nbs/interop/01_first_stages.ipynb #f82aad26
 def fold_scale(ae: Autoencoder, # with a Gaussian
@@ -105,19 +118,24 @@ def fold_scale(ae: Autoencoder, # with a Gaussian
     w, b, v, c = (tensors[f'{side}_conv.{k}'].clone() for side in ('quant', 'post_quant') for k in ('weight', 'bias'))
     w[:z], b[:z], b[z:] = w[:z]*scale.view(-1, 1, 1, 1), (b[:z] - shift)*scale, b[z:] + 2*scale.log()
     c, v = c + v[..., 0, 0] @ shift, v/scale.view(-1, 1, 1)
-    return tensors | {'quant_conv.weight': w, 'quant_conv.bias': b, 'post_quant_conv.weight': v, 'post_quant_conv.bias': c}
+    return tensors | {'quant_conv.weight': w, 'quant_conv.bias': b, 'post_quant_conv.weight': v,
+                      'post_quant_conv.bias': c}
 
 def first_stage_to_diffusers(ae: Autoencoder) -> tuple[dict, dict]: # config, and tensors by name
     "An AutoencoderKL or VQModel that computes the same. Raises `ValueError` for what diffusers cannot express."
     c, kind, scale = ae.config, 'VQModel' if ae.codebook else 'AutoencoderKL', ae.latent_scale.flatten().tolist()
-    if c['attn_levels']: raise ValueError(f'attention at the levels {c["attn_levels"]}: the first stages of diffusers have it in the middle alone')
+    if c['attn_levels']:
+        raise ValueError(f'attention at the levels {c["attn_levels"]}: '
+                         'the first stages of diffusers have it in the middle alone')
     one = len(set(scale)) == 1 and not ae.latent_shift.any()
     if ae.codebook and not (one and scale[0] == 1):
-        raise ValueError('a codebook with a scaled latent: diffusers would look for the nearest code of scaled latents. Train the second stage at scale 1')
+        raise ValueError('a codebook with a scaled latent: diffusers would look for the nearest code of scaled '
+                         'latents. Train the second stage at scale 1')
     levels, tensors = len(c['ch_mult']), give(ae, first_stage_table(ae))
-    config = dict(_class_name=kind, in_channels=c['in_ch'], out_channels=c['in_ch'], block_out_channels=[c['ch']*m for m in c['ch_mult']],
-                  layers_per_block=c['num_res_blocks'], norm_num_groups=c['groups'], latent_channels=ae.z_ch,
-                  mid_block_add_attention=c['mid_attn'], act_fn='silu',
-                  down_block_types=['DownEncoderBlock2D']*levels, up_block_types=['UpDecoderBlock2D']*levels, scaling_factor=scale[0] if one else 1.)
+    config = dict(_class_name=kind, in_channels=c['in_ch'], out_channels=c['in_ch'],
+                  block_out_channels=[c['ch']*m for m in c['ch_mult']], layers_per_block=c['num_res_blocks'],
+                  norm_num_groups=c['groups'], latent_channels=ae.z_ch, mid_block_add_attention=c['mid_attn'],
+                  act_fn='silu', down_block_types=['DownEncoderBlock2D']*levels,
+                  up_block_types=['UpDecoderBlock2D']*levels, scaling_factor=scale[0] if one else 1.)
     if ae.codebook: config['num_vq_embeddings'] = c['codes']
     return config, tensors if one else fold_scale(ae, tensors)

@@ -29,24 +29,29 @@ from ..unet import UNet
 # %% ../../nbs/interop/06_pipelines.ipynb #266a319a
 def bert_table(depth: int, logits: bool) -> dict: # name in the state_dict of a `TextEmbedder` -> Entry
     "Where each tensor is in the file of an LDMBert of diffusers."
-    part = {'norm1': 'self_attn_layer_norm', 'attn.to_q': 'self_attn.q_proj', 'attn.to_k': 'self_attn.k_proj', 'attn.to_v': 'self_attn.v_proj',
-            'attn.out': 'self_attn.out_proj', 'norm2': 'final_layer_norm', 'ff.0': 'fc1', 'ff.2': 'fc2'}
+    part = {'norm1': 'self_attn_layer_norm', 'attn.to_q': 'self_attn.q_proj', 'attn.to_k': 'self_attn.k_proj',
+            'attn.to_v': 'self_attn.v_proj', 'attn.out': 'self_attn.out_proj', 'norm2': 'final_layer_norm',
+            'ff.0': 'fc1', 'ff.2': 'fc2'}
     table = {'token.weight': same('model.embed_tokens.weight'), 'position': same('model.embed_positions.weight')}
-    both = {f'layers.{k}.{a}': f'model.layers.{k}.{b}' for k in range(depth) for a, b in part.items()} | {'norm': 'model.layer_norm'}
+    both = ({f'layers.{k}.{a}': f'model.layers.{k}.{b}' for k in range(depth) for a, b in part.items()} |
+            {'norm': 'model.layer_norm'})
     both |= dict(to_logits='to_logits') if logits else {}
-    return table | {f'{a}.{x}': same(f'{b}.{x}') for a, b in both.items() for x in ('weight', 'bias') if x == 'weight' or '.to_' not in a}
+    return table | {f'{a}.{x}': same(f'{b}.{x}') for a, b in both.items()
+                    for x in ('weight', 'bias') if x == 'weight' or '.to_' not in a}
 
 def read_bert(folder: Path, # of the component
               vocab: list, # of str, by id
               variant: str | None = None
     ) -> TextEmbedder:
-    "Raises `ValueError` for a config that is no such transformer."
+    "The text encoder of a folder. Raises `ValueError` for a config that is no such transformer."
     c = json.loads((folder/'config.json').read_text())
-    for name, value in dict(activation_function='gelu', scale_embedding=False, encoder_ffn_dim=4*c['d_model'], vocab_size=len(vocab)).items():
+    for name, value in dict(activation_function='gelu', scale_embedding=False, encoder_ffn_dim=4*c['d_model'],
+                            vocab_size=len(vocab)).items():
         if c.get(name, value) != value: raise ValueError(f'{folder}: {name}={c[name]!r}, expected {value!r}')
     with torch.device('meta'):
-        e = TextEmbedder(vocab, c['d_model'], c['encoder_layers'], c['encoder_attention_heads'], c['head_dim'], c['max_position_embeddings'], logits=True)
-    e.nothing = TextEmbedder(vocab, 8, 0, 1, 8, c['max_position_embeddings']).nothing                      # is in no file: made, not read
+        e = TextEmbedder(vocab, c['d_model'], c['encoder_layers'], c['encoder_attention_heads'], c['head_dim'],
+                         c['max_position_embeddings'], logits=True)
+    e.nothing = TextEmbedder(vocab, 8, 0, 1, 8, c['max_position_embeddings']).nothing  # is in no file: made, not read
     return adopt(e, bert_table(c['encoder_layers'], True), open_weights(next_to(folder, variant)), str(folder))
 
 def next_to(folder: Path, variant: str | None) -> Path: # of a file
@@ -73,10 +78,11 @@ PIPELINES = { # class -> (name of its first stage, what makes the embedder of (f
     'LDMTextToImagePipeline': ('vqvae', lambda folder, variant, ae: captions_by_bert(folder, variant)),
     'LDMSuperResolutionPipeline': ('vqvae', lambda folder, variant, ae: ImageEmbedder(ae.f)),
     'StableDiffusionPipeline': ('vae', lambda folder, variant, ae: captions_by_clip(folder, variant)),
-    'StableDiffusionInpaintPipeline': ('vae', lambda folder, variant, ae: HybridEmbedder(text=captions_by_clip(folder, variant),
-                                                                                         inpaint=InpaintEmbedder(ae.z_ch, any_pixel=False, mask_first=True)))}
+    'StableDiffusionInpaintPipeline': ('vae', lambda folder, variant, ae: HybridEmbedder(
+        text=captions_by_clip(folder, variant),
+        inpaint=InpaintEmbedder(ae.z_ch, any_pixel=False, mask_first=True)))}
 PIPELINES['StableDiffusionImg2ImgPipeline'] = PIPELINES['StableDiffusionPipeline']
-OTHERS = {'StableDiffusionXL': 'Stable Diffusion XL: two text encoders, and sizes told to the network',
+OTHERS = {'StableDiffusionXL': 'Stable Diffusion XL: two text encoders, and conditioned on sizes',
           'StableDiffusion3': 'Stable Diffusion 3: a transformer in place of the UNet',
           'Flux': 'Flux: a transformer in place of the UNet', 'Kandinsky': 'Kandinsky',
           'PixArt': 'PixArt: a transformer in place of the UNet', 'DiT': 'a DiT: a transformer in place of the UNet'}
@@ -84,12 +90,13 @@ OTHERS = {'StableDiffusionXL': 'Stable Diffusion XL: two text encoders, and size
 def refuse(folder: Path, kind: str): # the class named in model_index.json
     "Raise the `ValueError` that says what it is instead."
     known = next((f' ({words})' for name, words in OTHERS.items() if kind.startswith(name)), '')
-    raise ValueError(f'{folder} holds a {kind}{known}, which is not supported: expected {", ".join(PIPELINES)}, or one component of them')
+    raise ValueError(f'{folder} holds a {kind}{known}, which is not supported: '
+                     f'expected {", ".join(PIPELINES)}, or one component of them')
 
-def load_diffusers(name: str | Path, # a folder with a model_index.json, or of one component; or a name on the hub, e.g. 'CompVis/ldm-celebahq-256'
+def load_diffusers(name: str | Path, # a folder of a pipeline or component, or a name like 'CompVis/ldm-celebahq-256'
                    variant: str | None = None, # of the weights, e.g. 'fp16'
-                   use_scheduler: bool = True # False: take the scheduler's noise schedule alone, and walk as the paper's models do
-    ) -> LatentDiffusion | nn.Module: # in evaluation mode, float32, on the CPU; of a folder of one component, that module
+                   use_scheduler: bool = True # False: its noise schedule alone; sample as the paper's models do
+    ) -> LatentDiffusion | nn.Module: # in evaluation mode, float32, on the CPU; or the one component
     "Load what diffusers saved. Raises `FileNotFoundError` or `ValueError`, in words."
     folder = local_folder(name, variant)
     if not (folder/'model_index.json').is_file():
@@ -98,38 +105,46 @@ def load_diffusers(name: str | Path, # a folder with a model_index.json, or of o
     parts = json.loads((folder/'model_index.json').read_text())
     if parts.get('_class_name') not in PIPELINES: refuse(folder, str(parts.get('_class_name')))
     first, make = PIPELINES[parts['_class_name']]
-    schedule, prediction_type, sampling = read_scheduler(json.loads((folder/'scheduler'/'scheduler_config.json').read_text()), use_scheduler)
+    schedule, prediction_type, sampling = read_scheduler(
+        json.loads((folder/'scheduler'/'scheduler_config.json').read_text()), use_scheduler)
     ae, net = load_component(folder/first, variant), load_component(folder/'unet', variant)
     side = json.loads((folder/'unet'/'config.json').read_text()).get('sample_size') or 64
-    return LatentDiffusion(ae, net, make(folder, variant, ae), schedule, prediction_type, (side if isinstance(side, int) else side[0])*ae.f, sampling=sampling).eval()
+    return LatentDiffusion(ae, net, make(folder, variant, ae), schedule, prediction_type,
+                           (side if isinstance(side, int) else side[0])*ae.f, sampling=sampling).eval()
 
 def check_no_lora(names: list, # of files or tensors
                   where):
     "Raise `ValueError` for a LoRA."
     if lora := [n for n in names if 'lora' in n.lower()]:
-        raise ValueError(f'{where} holds a LoRA ({lora[0]}): small changes to a model, not a model. Not supported: merge it into its model first')
+        raise ValueError(f'{where} holds a LoRA ({lora[0]}): small changes to a model, not a model. Not supported: '
+                         'merge it into its model first')
 
 def local_folder(name: str | Path, variant: str | None = None) -> Path: # of a model
-    "A folder as it is; a name on the hub is fetched by huggingface_hub, or found in its cache. Raises `FileNotFoundError` or `ValueError`."
+    "A folder as it is, or a name on the hub, fetched or cached. Raises `FileNotFoundError` or `ValueError`."
     path = Path(name)
     if path.is_dir(): return path
     if path.is_file():
         if path.suffix == '.safetensors': check_no_lora([path.name, *open_weights(path)], path)
-        raise ValueError(f'{path} is one file: expected a folder that diffusers saved. A checkpoint in the format of CompVis is read by load_compvis')
+        raise ValueError(f'{path} is one file: expected a folder that diffusers saved. '
+                         'A checkpoint in the format of CompVis is read by load_compvis')
     if str(name).count('/') != 1 or str(name).startswith(('.', '/', '~')):
         raise FileNotFoundError(f'no folder {name}, and no name on the hub (they read owner/model)')
     from huggingface_hub import snapshot_download
     skip = ['safety_checker/*', 'feature_extractor/*'] + ([] if variant else ['*.fp16*', '*.bf16*'])
     try:
         for kind in ('safetensors', 'bin'): # the second where there is nothing of the first
-            weights = [f'{where}*{f".{variant}" if variant else ""}*.{kind}' for where in ('*/', 'diffusion_pytorch_model')] # not those beside
-            path = Path(snapshot_download(str(name), allow_patterns=['*.json', '*.txt', *weights], ignore_patterns=skip))
+            # not those beside
+            weights = [f'{where}*{f".{variant}" if variant else ""}*.{kind}'
+                       for where in ('*/', 'diffusion_pytorch_model')]
+            path = Path(snapshot_download(str(name), allow_patterns=['*.json', '*.txt', *weights],
+                                          ignore_patterns=skip))
             if any(path.rglob(f'*.{kind}')): break
         return path
     except Exception as e: # of any of the libraries below
         raise FileNotFoundError(f'no folder {name}, and it could not be had from the hub ({type(e).__name__}). '
-                                f'With a network: look at the name, at your access '
-                                '(some models want a login), and start a broken download again. Without: it must be in the cache already.') from e
+                                'With a network: look at the name, at your access '
+                                '(some models want a login), and start a broken download again. Without: '
+                                'it must be in the cache already.') from e
 
 # %% ../../nbs/interop/06_pipelines.ipynb #0feecd63
 def dump(what: dict, path: Path): # whose folder is made if it is not there
@@ -140,16 +155,19 @@ def dump(what: dict, path: Path): # whose folder is made if it is not there
 def save_captions(e: TextEmbedder | FrozenText, folder: Path) -> dict: # entries of model_index.json
     "Text encoder and tokenizer."
     from transformers import BertTokenizer
-    if e.kind == 'frozen':
+    if isinstance(e, FrozenText):
         e.model[0].save_pretrained(folder/'text_encoder')
         e.tokenizer.save_pretrained(folder/'tokenizer')
-        return dict(text_encoder=['transformers', type(e.model[0]).__name__], tokenizer=['transformers', type(e.tokenizer).__name__.removesuffix('Fast')])
+        return dict(text_encoder=['transformers', type(e.model[0]).__name__],
+                    tokenizer=['transformers', type(e.tokenizer).__name__.removesuffix('Fast')])
     table, c, d = bert_table(e.config['depth'], bool(e.to_logits)), e.config, e.context_dim
-    config = dict(model_type='ldmbert', architectures=['LDMBertModel'], vocab_size=len(e.vocab), max_position_embeddings=77, encoder_layers=c['depth'],
-                  encoder_ffn_dim=4*d, encoder_attention_heads=c['heads'], head_dim=c['head_ch'] or d//c['heads'],
-                  d_model=d, activation_function='gelu', dropout=0.)
+    config = dict(model_type='ldmbert', architectures=['LDMBertModel'], vocab_size=len(e.vocab),
+                  max_position_embeddings=77, encoder_layers=c['depth'], encoder_ffn_dim=4*d,
+                  encoder_attention_heads=c['heads'], head_dim=c['head_ch'] or d//c['heads'], d_model=d,
+                  activation_function='gelu', dropout=0.)
     dump(config, folder/'bert'/'config.json')
-    tensors = give(e, table) | ({} if e.to_logits else {'to_logits.weight': torch.zeros(len(e.vocab), d), 'to_logits.bias': torch.zeros(len(e.vocab))})
+    tensors = give(e, table) | ({} if e.to_logits else {'to_logits.weight': torch.zeros(len(e.vocab), d),
+                                                        'to_logits.bias': torch.zeros(len(e.vocab))})
     with atomic_path(folder/'bert'/'model.safetensors') as p: save_file(tensors, p, metadata=dict(format='pt'))
     (folder/'tokenizer').mkdir(exist_ok=True)
     (folder/'tokenizer'/'vocab.txt').write_text('\n'.join(e.vocab) + '\n')
@@ -157,24 +175,29 @@ def save_captions(e: TextEmbedder | FrozenText, folder: Path) -> dict: # entries
     return dict(bert=['latent_diffusion', 'LDMBertModel'], tokenizer=['transformers', 'BertTokenizer'])
 
 def pipeline_of(ldm: LatentDiffusion) -> str: # its class in diffusers
-    "Raises `ValueError` for a model that has none there."
+    "Which pipeline a model is. Raises `ValueError` for a model that has none there."
     e = ldm.embedder
-    kind = None if e is None else e.kind
-    if kind == 'hybrid' and {p.kind for p in e.parts.values()} == {'frozen', 'inpaint'} and all(p.mask_first for p in e.parts.values() if p.kind == 'inpaint'):
+    if e is None: return 'LDMPipeline'
+    if isinstance(e, FrozenText): return 'StableDiffusionPipeline'
+    if isinstance(e, TextEmbedder):
+        if e.config['pooled']:
+            raise ValueError('a text embedder that also gives a vector (pooled=True): '
+                             'no pipeline of diffusers passes it on')
+        if e.max_length != 77:
+            raise ValueError(f'captions of {e.max_length} ids: the text-to-image pipeline of diffusers always makes 77')
+        return 'LDMTextToImagePipeline'
+    if isinstance(e, ImageEmbedder) and e.factor == ldm.autoencoder.f: return 'LDMSuperResolutionPipeline'
+    parts = sorted(e.named_parts().values(), key=lambda p: len(p.image_slots)) # words first
+    if [type(p) for p in parts] == [FrozenText, InpaintEmbedder] and parts[1].mask_first:
         return 'StableDiffusionInpaintPipeline'
-    if kind == 'text' and e.config['pooled']: raise ValueError('a text embedder that also gives a vector (pooled=True): no pipeline of diffusers passes it on')
-    if kind == 'text' and e.max_length != 77: raise ValueError(f'captions of {e.max_length} ids: the text-to-image pipeline of diffusers always makes 77')
-    if kind == 'x4' and e.factor != ldm.autoencoder.f: kind = f'x{e.factor} with f={ldm.autoencoder.f}'
-    found = {None: 'LDMPipeline', 'text': 'LDMTextToImagePipeline', 'frozen': 'StableDiffusionPipeline', 'x4': 'LDMSuperResolutionPipeline'}.get(kind)
-    if not found:
-        raise ValueError(f'a model told by {kind}: diffusers has no pipeline for it. Save its parts: save_diffusers(ldm.net, folder), '
-                         'save_diffusers(ldm.autoencoder, folder)')
-    return found
+    what = f'x{e.factor} with f={ldm.autoencoder.f}' if isinstance(e, ImageEmbedder) else e.kind
+    raise ValueError(f'a model conditioned on {what}: diffusers has no pipeline for it. Save its parts: '
+                     'save_diffusers(ldm.net, folder), save_diffusers(ldm.autoencoder, folder)')
 
 def save_diffusers(ldm: LatentDiffusion | Autoencoder | UNet, # a model, or one part of it
                    folder: str | Path # made if it is not there
     ) -> Path: # the folder
-    "Write what `diffusers.DiffusionPipeline.from_pretrained` opens. Raises `ValueError` for what diffusers cannot express, before anything is written."
+    "Write what `DiffusionPipeline.from_pretrained` opens. Raises `ValueError` first for what diffusers cannot express."
     if not isinstance(ldm, LatentDiffusion): return save_component(ldm, folder)
     kind, scheduler = pipeline_of(ldm), write_scheduler(ldm)
     first = PIPELINES[kind][0]
@@ -183,10 +206,14 @@ def save_diffusers(ldm: LatentDiffusion | Autoencoder | UNet, # a model, or one 
     save_component(ldm.autoencoder, folder/first)
     save_component(ldm.net, folder/'unet', ldm.size//ldm.autoencoder.f)
     dump(scheduler, folder/'scheduler'/'scheduler_config.json')
-    index = {first: ['diffusers', 'VQModel' if ldm.autoencoder.codebook else 'AutoencoderKL'], 'scheduler': ['diffusers', 'DDIMScheduler'],
+    index = {first: ['diffusers', 'VQModel' if ldm.autoencoder.codebook else 'AutoencoderKL'],
+             'scheduler': ['diffusers', 'DDIMScheduler'],
              'unet': ['diffusers', 'UNet2DConditionModel' if ldm.net.context_dim else 'UNet2DModel']}
-    texts = [e for e in [ldm.embedder, *getattr(ldm.embedder, 'parts', {}).values()] if getattr(e, 'kind', None) in ('text', 'frozen')]
-    for e in texts: index |= save_captions(e, folder)
-    if first == 'vae': index |= dict(safety_checker=[None, None], feature_extractor=[None, None], image_encoder=[None, None], requires_safety_checker=False)
-    dump(dict(_class_name=kind, _diffusers_version='0.42.1') | index, folder/'model_index.json')          # its format, and it insists on the entry
+    for e in [] if ldm.embedder is None else ldm.embedder.named_parts().values():
+        if isinstance(e, (TextEmbedder, FrozenText)): index |= save_captions(e, folder)
+    if first == 'vae':
+        index |= dict(safety_checker=[None, None], feature_extractor=[None, None], image_encoder=[None, None],
+                      requires_safety_checker=False)
+    # its format, and it insists on the entry
+    dump(dict(_class_name=kind, _diffusers_version='0.42.1') | index, folder/'model_index.json')
     return folder

@@ -15,24 +15,29 @@ from .weights import Entry, adopt, give, same
 from ..unet import UNet, n_heads
 
 # %% ../../nbs/interop/02_unets.ipynb #ac90f827
-ONLY = dict( # entries of a config that must have one of these values to mean what our UNet does; the first is what a missing entry means
-    act_fn=('silu', 'swish'), time_embedding_type=('positional',), freq_shift=(0,), norm_eps=(1e-5,), downsample_padding=(1,), mid_block_scale_factor=(1,),
-    resnet_out_scale_factor=(1,), conv_in_kernel=(3,), conv_out_kernel=(3,), attention_type=('default',), center_input_sample=(False,), add_attention=(True,),
-    **{k: (None, False) for k in '''num_attention_heads only_cross_attention mid_block_only_cross_attention dual_cross_attention cross_attention_norm
-       addition_embed_type encoder_hid_dim encoder_hid_dim_type time_cond_proj_dim time_embedding_act_fn timestep_post_act
-       class_embeddings_concat resnet_skip_time_act reverse_transformer_layers_per_block'''.split()})
+# entries of a config that must have one of these values to mean what our UNet does; a missing entry means the first
+ONLY = dict(
+    act_fn=('silu', 'swish'), time_embedding_type=('positional',), freq_shift=(0,), norm_eps=(1e-5,),
+    downsample_padding=(1,), mid_block_scale_factor=(1,), resnet_out_scale_factor=(1,), conv_in_kernel=(3,),
+    conv_out_kernel=(3,), attention_type=('default',), center_input_sample=(False,), add_attention=(True,),
+    **{k: (None, False) for k in '''num_attention_heads only_cross_attention mid_block_only_cross_attention
+       dual_cross_attention cross_attention_norm addition_embed_type encoder_hid_dim encoder_hid_dim_type
+       time_cond_proj_dim time_embedding_act_fn timestep_post_act class_embeddings_concat resnet_skip_time_act
+       reverse_transformer_layers_per_block'''.split()})
 
 def entry(config: dict, # of diffusers
           name: str, # of an entry
           allowed: tuple = (None,), # its possible values; the first is what a missing entry means
           free: bool = False # any value will do, if it is the same for all levels
     ): # the value
-    "An entry of a config, in which a list holds a value for each level. Raises `ValueError` that names it, what it is, and what is expected."
+    "An entry of a config; a list has a value for each level. Raises `ValueError` that names it and what is expected."
     given = config.get(name, allowed[0])
     values = list(given) if isinstance(given, (list, tuple)) else [given]
-    if any(v != values[0] for v in values): raise ValueError(f'{name}={given}: expected one value for all levels; our UNet has no other')
+    if any(v != values[0] for v in values):
+        raise ValueError(f'{name}={given}: expected one value for all levels; our UNet has no other')
     if not free and values[0] not in allowed:
-        raise ValueError(f'{name}={given!r}: expected {" or ".join(map(repr, allowed))}; our UNet cannot do what this asks for')
+        raise ValueError(f'{name}={given!r}: expected {" or ".join(map(repr, allowed))}; '
+                         'our UNet cannot do what this asks for')
     return values[0]
 
 # %% ../../nbs/interop/02_unets.ipynb #4ca25b19
@@ -40,30 +45,37 @@ def unet_levels(config: dict, # of a UNet2DModel or UNet2DConditionModel
                 cross: bool # it is the second
     ) -> dict: # attn_factors, resblock_updown
     "What the block types say. Raises `ValueError` for those that our UNet cannot do."
-    down, up, attn = list(config['down_block_types']), list(config['up_block_types']), 'CrossAttnDownBlock2D' if cross else 'AttnDownBlock2D'
+    down = list(config['down_block_types'])
+    up = list(config['up_block_types'])
+    attn = 'CrossAttnDownBlock2D' if cross else 'AttnDownBlock2D'
     known, mirror = ('DownBlock2D', 'ResnetDownsampleBlock2D', attn), [d.replace('Down', 'Up') for d in reversed(down)]
-    if odd := [d for d in down if d not in known]: raise ValueError(f'down_block_types: {odd[0]!r}; expected {", ".join(known)}')
+    if odd := [d for d in down if d not in known]:
+        raise ValueError(f'down_block_types: {odd[0]!r}; expected {", ".join(known)}')
     if up != mirror: raise ValueError(f'up_block_types={up}: expected {mirror}, the mirror image of down_block_types')
     def how(kind, name): # a level of this kind changes the resolution
         if kind == 'ResnetDownsampleBlock2D': return 'resnet'
         return entry(config, name, ('conv', 'resnet')) if kind == 'AttnDownBlock2D' else 'conv'
     ways = {how(d, 'downsample_type') for d in down[:-1]} | {how(d, 'upsample_type') for d in down[1:]}
-    if len(ways) > 1: raise ValueError(f'down_block_types={down}, {", ".join(f"{k}={config.get(k)!r}" for k in ("downsample_type", "upsample_type"))}: '
-                                       'expected convolutions everywhere or residual blocks everywhere to change the resolution')
+    if len(ways) > 1:
+        raise ValueError(f'down_block_types={down}, '
+                         f'{", ".join(f"{k}={config.get(k)!r}" for k in ("downsample_type", "upsample_type"))}: '
+                         'expected convolutions everywhere or residual blocks everywhere to change the resolution')
     return dict(attn_factors=tuple(2**k for k, d in enumerate(down) if d == attn), resblock_updown=ways == {'resnet'})
 
 def unet_heads(config: dict, cross: bool, # as above
                widths: list, # channels of each level
                attn_factors: tuple
     ) -> dict: # heads, or head_ch
-    "Heads of the attention, by number or by width. Raises `ValueError` if neither is the same everywhere, or does not divide the channels."
-    given, at = config.get('attention_head_dim', 8), [k for k in range(len(widths)) if 2**k in attn_factors] + [len(widths) - 1]
+    "Heads, by number or by width. Raises `ValueError` if neither is the same everywhere, or divides the channels."
+    given = config.get('attention_head_dim', 8)
+    at = [k for k in range(len(widths)) if 2**k in attn_factors] + [len(widths) - 1]
     try:
         if not cross: said = dict(head_ch=given) if given else dict(heads=1)
         else:
             number = {k: n_heads(widths[k], given[k] if isinstance(given, (list, tuple)) else given) for k in at}
             width = {widths[k]//number[k] for k in at}
-            if len(set(number.values())) > 1 < len(width): raise ValueError('expected one number of heads (which this entry is) for all levels, or one width')
+            if len(set(number.values())) > 1 < len(width):
+                raise ValueError('expected one number of heads (which this entry is) for all levels, or one width')
             said = dict(heads=number[at[0]]) if len(set(number.values())) == 1 else dict(head_ch=width.pop())
         for k in at: n_heads(widths[k], **said)
     except ValueError as e: raise ValueError(f'attention_head_dim={given}: {e}') from e
@@ -72,9 +84,10 @@ def unet_heads(config: dict, cross: bool, # as above
 # %% ../../nbs/interop/02_unets.ipynb #f0386ba0
 def unet_config(config: dict # of a diffusers UNet2DModel or UNet2DConditionModel
     ) -> dict: # arguments of `UNet`, or of `conditional_unet` if there is a `context_dim`
-    "Raises `ValueError` that names the first entry which our UNet cannot express."
+    "Translate a config. Raises `ValueError` that names the first entry which our UNet cannot express."
     kind, cross = config.get('_class_name'), config.get('_class_name') == 'UNet2DConditionModel'
-    if kind not in ('UNet2DModel', 'UNet2DConditionModel'): raise ValueError(f'_class_name={kind!r}: expected UNet2DModel or UNet2DConditionModel')
+    if kind not in ('UNet2DModel', 'UNet2DConditionModel'):
+        raise ValueError(f'_class_name={kind!r}: expected UNet2DModel or UNet2DConditionModel')
     for name in ('block_out_channels', 'down_block_types', 'up_block_types'):
         if not config.get(name): raise ValueError(f'the config has no {name}: is it that of a {kind}?')
     for name, allowed in ONLY.items(): entry(config, name, allowed)
@@ -83,11 +96,15 @@ def unet_config(config: dict # of a diffusers UNet2DModel or UNet2DConditionMode
     entry(config, 'mid_block_type', ('UNetMidBlock2DCrossAttn' if cross else 'UNetMidBlock2D',))
     entry(config, 'time_embedding_dim', (None, 4*widths[0]))
     if not cross: entry(config, 'attn_norm_num_groups', (None, groups)[shift:])
-    if odd := [w for w in widths if w % widths[0]]: raise ValueError(f'block_out_channels={list(widths)}: expected multiples of the first; {odd[0]} is none')
+    if odd := [w for w in widths if w % widths[0]]:
+        raise ValueError(f'block_out_channels={list(widths)}: expected multiples of the first; {odd[0]} is none')
     classes = entry(config, 'class_embed_type', (None, 'simple_projection'))
-    ours = dict(in_ch=config.get('in_channels', 3), out_ch=config.get('out_channels', 3), ch=widths[0], ch_mult=tuple(w//widths[0] for w in widths),
-                num_res_blocks=entry(config, 'layers_per_block', (2,), free=True), groups=groups, dropout=config.get('dropout', 0.), scale_shift=shift,
-                vector_dim=config.get('projection_class_embeddings_input_dim' if classes else 'num_class_embeds'), **unet_levels(config, cross))
+    ours = dict(in_ch=config.get('in_channels', 3), out_ch=config.get('out_channels', 3), ch=widths[0],
+                ch_mult=tuple(w//widths[0] for w in widths),
+                num_res_blocks=entry(config, 'layers_per_block', (2,), free=True), groups=groups,
+                dropout=config.get('dropout', 0.), scale_shift=shift,
+                vector_dim=config.get('projection_class_embeddings_input_dim' if classes else 'num_class_embeds'),
+                **unet_levels(config, cross))
     if cross:
         ours['context_dim'] = entry(config, 'cross_attention_dim', (1280,), free=True)
         ours['depth'] = entry(config, 'transformer_layers_per_block', (1,), free=True)
@@ -96,46 +113,54 @@ def unet_config(config: dict # of a diffusers UNet2DModel or UNet2DConditionMode
 # %% ../../nbs/interop/02_unets.ipynb #f6499290
 def unet_names(levels: int, blocks: int) -> dict: # our module -> diffusers' module
     "The two names of every part of a UNet that has weights of its own; attention that is not there does no harm."
-    names = {'time.lin1': 'time_embedding.linear_1', 'time.lin2': 'time_embedding.linear_2', 'vector': 'class_embedding', 'conv_in': 'conv_in',
-             'mid.0.res': 'mid_block.resnets.0', 'mid.0.attn': 'mid_block.attentions.0', 'mid.1.res': 'mid_block.resnets.1',
-             'norm_out': 'conv_norm_out', 'conv_out': 'conv_out'}
+    names = {'time.lin1': 'time_embedding.linear_1', 'time.lin2': 'time_embedding.linear_2',
+             'vector': 'class_embedding', 'conv_in': 'conv_in', 'mid.0.res': 'mid_block.resnets.0',
+             'mid.0.attn': 'mid_block.attentions.0', 'mid.1.res': 'mid_block.resnets.1', 'norm_out': 'conv_norm_out',
+             'conv_out': 'conv_out'}
     for level in range(levels):
         for k in range(blocks + (level < levels - 1)):
             at = f'down.{level*(blocks + 1) + k}'
             if k == blocks: names[f'{at}.resample'] = f'down_blocks.{level}.downsamplers.0'
-            else: names |= {f'{at}.res': f'down_blocks.{level}.resnets.{k}', f'{at}.attn': f'down_blocks.{level}.attentions.{k}'}
+            else:
+                names |= {f'{at}.res': f'down_blocks.{level}.resnets.{k}',
+                          f'{at}.attn': f'down_blocks.{level}.attentions.{k}'}
         for k in range(blocks + 1):
             at = f'up.{level*(blocks + 1) + k}'
             names |= {f'{at}.res': f'up_blocks.{level}.resnets.{k}', f'{at}.attn': f'up_blocks.{level}.attentions.{k}'}
         if level < levels - 1: names[f'{at}.resample'] = f'up_blocks.{level}.upsamplers.0'
     return names
 
-INSIDE = (('blocks.', 'transformer_blocks.'), ('self_attn.', 'attn1.'), ('cross_attn.', 'attn2.'), ('ff.proj', 'ff.net.0.proj'), ('ff.out', 'ff.net.2'),
-          ('.out.', '.to_out.0.'), ('emb.', 'time_emb_proj.'), ('skip.', 'conv_shortcut.')) # parts of a transformer; the last two of a residual block
+# parts of a transformer; the last two of a residual block
+INSIDE = (('blocks.', 'transformer_blocks.'), ('self_attn.', 'attn1.'), ('cross_attn.', 'attn2.'),
+          ('ff.proj', 'ff.net.0.proj'), ('ff.out', 'ff.net.2'), ('.out.', '.to_out.0.'), ('emb.', 'time_emb_proj.'),
+          ('skip.', 'conv_shortcut.'))
 
 def unet_table(net: UNet,
-               config: dict # of a UNet2DModel or UNet2DConditionModel: some conventions of theirs change the numbers, not the names
+               config: dict # of diffusers: some of its conventions change the numbers, not the names
     ) -> dict: # name in its state_dict -> Entry
     "Where each tensor of a UNet is in a file of diffusers."
     names, cross, out = unet_names(len(net.config['ch_mult']), net.config['num_res_blocks']), bool(net.context_dim), {}
     for key, v in net.state_dict().items():
         theirs, rest = renamed(key, names)
         if '.attentions.' in theirs and not cross: out[key] = attention_entry(theirs, rest)
-        elif theirs == 'class_embedding' and config.get('class_embed_type') is None: # a table of classes: our matrix, and no bias
+        elif theirs == 'class_embedding' and config.get(
+            'class_embed_type') is None: # a table of classes: our matrix, and no bias
             table = Entry(('class_embedding.weight',), lambda v: v.T, lambda v: (v.T,))
             out[key] = table if rest == 'weight' else Entry((), lambda n=len(v): torch.zeros(n), lambda v: ())
         else:
             for a, b in INSIDE: rest = rest.replace(a, b)
             out[key] = same(f'{theirs}.{rest}')
-            if rest.startswith('proj_') and v.ndim == 4: out[key] = Entry(out[key].names, lambda v: v if v.ndim == 4 else v[..., None, None], lambda v: (v,))
+            if rest.startswith('proj_') and v.ndim == 4:
+                out[key] = Entry(out[key].names, lambda v: v if v.ndim == 4 else v[..., None, None], lambda v: (v,))
     if not config.get('flip_sin_to_cos', True): # sines first
-        out['time.lin1.weight'] = Entry(out['time.lin1.weight'].names, lambda v: v.roll(v.shape[1]//2, dims=1), lambda v: (v.roll(v.shape[1]//2, dims=1),))
+        out['time.lin1.weight'] = Entry(out['time.lin1.weight'].names, lambda v: v.roll(v.shape[1]//2, dims=1),
+                                        lambda v: (v.roll(v.shape[1]//2, dims=1),))
     return out
 
 def unet_from_diffusers(config: dict, # of a UNet2DModel or UNet2DConditionModel
                         tensors: Mapping # its weights by name
-    ) -> UNet: # in evaluation mode; a table of classes is told as a one-hot `Cond(vector=...)`
-    "The same network in our modules. Raises `ValueError` for what it cannot express, and for weights missing, left over, or of another shape."
+    ) -> UNet: # in evaluation mode; a class is given as a one-hot `Cond(vector=...)`
+    "The same network in our modules. Raises `ValueError` for what it cannot express, and for weights that do not fit."
     ours = unet_config(config)
     with torch.device('meta'): net = (conditional_unet if 'context_dim' in ours else UNet)(**ours)
     return adopt(net, unet_table(net, config), new_names(tensors), f'a diffusers {config["_class_name"]}')
@@ -144,29 +169,37 @@ def unet_from_diffusers(config: dict, # of a UNet2DModel or UNet2DConditionModel
 def unet_to_diffusers(net: UNet, # from `UNet` or `conditional_unet`
                       size: int = 32 # sides of the latents it was trained on; pipelines draw these by default
     ) -> tuple[dict, dict]: # config, and tensors by name
-    "A UNet2DModel or UNet2DConditionModel that computes the same. Raises `ValueError` for what diffusers cannot express."
+    "The same network for diffusers. Raises `ValueError` for what diffusers cannot express."
     o, widths, cross = net.config, [net.config['ch']*m for m in net.config['ch_mult']], bool(net.context_dim)
     at = [2**k in o['attn_factors'] for k in range(len(widths))]
-    plain, attn = 'ResnetDownsampleBlock2D' if o['resblock_updown'] else 'DownBlock2D', 'CrossAttnDownBlock2D' if cross else 'AttnDownBlock2D'
+    plain = 'ResnetDownsampleBlock2D' if o['resblock_updown'] else 'DownBlock2D'
+    attn = 'CrossAttnDownBlock2D' if cross else 'AttnDownBlock2D'
     down = [attn if a else plain for a in at]
     heads = [n_heads(w, o['heads'], o['head_ch']) if a or w == widths[-1] else 1 for w, a in zip(widths, at)]
-    config = dict(_class_name='UNet2DConditionModel' if cross else 'UNet2DModel', sample_size=size, in_channels=o['in_ch'], out_channels=o['out_ch'],
-                  block_out_channels=widths, layers_per_block=o['num_res_blocks'], down_block_types=down,
-                  up_block_types=[d.replace('Down', 'Up') for d in down[::-1]],
-                  norm_num_groups=o['groups'], norm_eps=1e-5, dropout=o['dropout'], resnet_time_scale_shift='scale_shift' if o['scale_shift'] else 'default',
-                  flip_sin_to_cos=True, freq_shift=0, act_fn='silu')
+    config = dict(_class_name='UNet2DConditionModel' if cross else 'UNet2DModel', sample_size=size,
+                  in_channels=o['in_ch'], out_channels=o['out_ch'], block_out_channels=widths,
+                  layers_per_block=o['num_res_blocks'], down_block_types=down,
+                  up_block_types=[d.replace('Down', 'Up') for d in down[::-1]], norm_num_groups=o['groups'],
+                  norm_eps=1e-5, dropout=o['dropout'], resnet_time_scale_shift='scale_shift' if o['scale_shift']
+                  else 'default', flip_sin_to_cos=True, freq_shift=0, act_fn='silu')
     if cross:
-        config |= dict(cross_attention_dim=o['context_dim'], transformer_layers_per_block=o['depth'], attention_head_dim=heads if o['head_ch'] else o['heads'])
-        if net.vector_dim: config |= dict(class_embed_type='simple_projection', projection_class_embeddings_input_dim=net.vector_dim)
+        config |= dict(cross_attention_dim=o['context_dim'], transformer_layers_per_block=o['depth'],
+                       attention_head_dim=heads if o['head_ch'] else o['heads'])
+        if net.vector_dim:
+            config |= dict(class_embed_type='simple_projection', projection_class_embeddings_input_dim=net.vector_dim)
     else:
         way = 'resnet' if o['resblock_updown'] else 'conv'
-        config |= dict(attention_head_dim=widths[-1]//heads[-1], downsample_type=way, upsample_type=way, num_class_embeds=net.vector_dim)
+        config |= dict(attention_head_dim=widths[-1]//heads[-1], downsample_type=way, upsample_type=way,
+                       num_class_embeds=net.vector_dim)
         if o['scale_shift']: config['attn_norm_num_groups'] = o['groups']
     back = {k: list(v) if isinstance(v, tuple) else v for k, v in unet_config(config).items()}
-    again = [n_heads(w, back.get('heads', 1), back.get('head_ch')) if a or w == widths[-1] else 1 for w, a in zip(widths, at)]
+    again = [n_heads(w, back.get('heads', 1), back.get('head_ch')) if a or w == widths[-1] else 1
+             for w, a in zip(widths, at)]
     want = dict(o, attn_factors=sorted(k for k in o['attn_factors'] if k < 2**len(widths)))
-    if odd := [k for k, v in back.items() if k not in ('heads', 'head_ch') and v != want[k]] or ['heads']*(again != heads):
+    if (odd := [k for k, v in back.items() if k not in ('heads', 'head_ch') and v != want[k]] or
+        ['heads']*(again != heads)):
         raise ValueError(f'{odd[0]}={o[odd[0]]}: a {config["_class_name"]} of diffusers cannot express this network')
     tensors = give(net, unet_table(net, config))
-    if net.vector_dim and not cross: tensors['class_embedding.weight'] = tensors['class_embedding.weight'] + net.vector.bias.detach().cpu()
+    if net.vector_dim and not cross:
+        tensors['class_embedding.weight'] = tensors['class_embedding.weight'] + net.vector.bias.detach().cpu()
     return config, tensors

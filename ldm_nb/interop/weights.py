@@ -22,28 +22,32 @@ class Inert:
     def __init__(self, *args, **kwargs): pass
     def __setstate__(self, state): pass
 
-INERT = ('pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint', 'pytorch_lightning.utilities.parsing.AttributeDict',
-         'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar', 'numpy.dtype')
+INERT = ('pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint',
+         'pytorch_lightning.utilities.parsing.AttributeDict', 'numpy.core.multiarray.scalar',
+         'numpy._core.multiarray.scalar', 'numpy.dtype')
 
 def read_pickle(path: str | Path # .ckpt, .pt, .pth or .bin
     ) -> dict: # whatever it holds; its tensors stay in the file until they are used
-    "Read a file of torch without running any code of its own. Raises `ValueError` for one that wants to run some, or that is damaged."
+    "Read a file of torch, running no code of it. Raises `ValueError` for one that wants to run some, or is damaged."
     read = lambda mmap: torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     try:
         with torch.serialization.safe_globals([(Inert, name) for name in INERT]):
             try: return read(True)
-            except (RuntimeError, ValueError): return read(False)          # the format before 2020 cannot stay in the file
+            except (RuntimeError, ValueError): return read(False)  # the format before 2020 cannot stay in the file
     except pickle.UnpicklingError as e:
         name = re.search(r'GLOBAL:? (\S+)', str(e))
-        if not name: raise ValueError(f'{path} is damaged, or no file of torch ({str(e)[:80]}). Copy or download it again.') from e
-        raise ValueError(f'{path} wants to run {name[1].rstrip(".")} while it is read: refused. Weights need no code; get this model as .safetensors.') from e
+        if not name:
+            raise ValueError(f'{path} is damaged, or no file of torch ({str(e)[:80]}). '
+                             'Copy or download it again.') from e
+        raise ValueError(f'{path} wants to run {name[1].rstrip(".")} while it is read: refused. Weights need no code; '
+                         'get this model as .safetensors.') from e
     except (RuntimeError, EOFError, OSError) as e:
         if not Path(path).is_file(): raise FileNotFoundError(f'no file {path}') from e
         raise ValueError(f'{path} is damaged, or no file of torch ({str(e)[:80]}). Copy or download it again.') from e
 
 # %% ../../nbs/interop/00_weights.ipynb #3c82b5fc
 class Weights(Mapping):
-    "Tensors by name, each read from its file when it is asked for, as float32 where it is a fraction. What is taken from it may be changed in place."
+    "Tensors by name, each read when it is asked for, fractions as float32. What is taken may be changed in place."
     def __init__(self, places: dict, # name -> tensor, or (path of a .safetensors file, name in it)
                  ours: bool = False): # nobody else holds the tensors: hand them out without a copy
         self.places, self.ours = places, ours
@@ -51,7 +55,8 @@ class Weights(Mapping):
     def __getitem__(self, name: str) -> torch.Tensor:
         v = self.places[name]
         if isinstance(v, tuple):
-            with safe_open(v[0], 'pt') as f: v = f.get_tensor(v[1]).clone()         # opened for this one, so that the file is not kept in memory
+            # opened for this one, so that the file is not kept in memory
+            with safe_open(v[0], 'pt') as f: v = f.get_tensor(v[1]).clone()
         elif not self.ours: v = v.detach().clone()
         return v.float() if v.is_floating_point() else v
 
@@ -75,13 +80,14 @@ def contents(path: Path # a .safetensors file
 
 def open_weights(path: str | Path # .safetensors, .ckpt, .pt, .pth or .bin, or the .index.json of several
     ) -> Weights:
-    "Open a file of weights. Raises `FileNotFoundError` for one that is not there, by name, and `ValueError` for one that is damaged or wants to run code."
+    "Open a file of weights. Raises `FileNotFoundError`, or `ValueError` for one that is damaged or wants to run code."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'no file {path}')
     if path.suffix == '.json':
         parts = json.loads(path.read_text())['weight_map']
         if lost := sorted({p for p in parts.values() if not (path.parent/p).is_file()}):
-            raise FileNotFoundError(f'{path.parent} has no {lost[0]}: {len(lost)} of {len(set(parts.values()))} parts are missing. Download them again.')
+            raise FileNotFoundError(f'{path.parent} has no {lost[0]}: {len(lost)} of {len(set(parts.values()))} parts '
+                                    'are missing. Download them again.')
         opened = {p: open_weights(path.parent/p).places for p in set(parts.values())}
         if lost := [k for k, p in parts.items() if k not in opened[p]]:
             raise ValueError(f'{path.parent/parts[lost[0]]} does not hold {lost[0]!r}, which {path.name} says it does')
@@ -89,7 +95,8 @@ def open_weights(path: str | Path # .safetensors, .ckpt, .pt, .pth or .bin, or t
     if path.suffix == '.safetensors': return Weights(contents(path))
     found = read_pickle(path)
     found = found.get('state_dict', found) if isinstance(found, dict) else {}
-    if not (tensors := {k: v for k, v in found.items() if torch.is_tensor(v)}): raise ValueError(f'{path} holds no tensors by name')
+    if not (tensors := {k: v for k, v in found.items() if torch.is_tensor(v)}):
+        raise ValueError(f'{path} holds no tensors by name')
     return Weights(tensors, ours=True)
 
 # %% ../../nbs/interop/00_weights.ipynb #a0ec7f64
@@ -106,8 +113,8 @@ def find_weights(folder: str | Path, # of one component
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     broken = [n for n in there if n.endswith('.incomplete')]
     wanted = names(f'.{variant}' if variant else '')[0]
-    raise FileNotFoundError(f'{folder} has no {wanted}' + (f': {broken[0]} is half a download, start it again' if broken else
-                            f'; there is {", ".join(there[:6]) or "nothing"}'))
+    raise FileNotFoundError(f'{folder} has no {wanted}' + (f': {broken[0]} is half a download, start it again' if broken
+                                                           else f'; there is {", ".join(there[:6]) or "nothing"}'))
 
 # %% ../../nbs/interop/00_weights.ipynb #39f7972b
 class Entry(NamedTuple):
@@ -124,12 +131,14 @@ def matrix(name: str, # of a matrix, or a vector, which stays as it is
            axes: int # that theirs has: 3 for a convolution over a sequence, 4 over an image
     ) -> Entry: # ours has two
     "A matrix which they hold as a convolution of size 1."
-    return Entry((name,), lambda v: v.flatten(1) if v.ndim > 1 else v, lambda v: (v.reshape(*v.shape, *[1]*(axes - 2)) if v.ndim > 1 else v,))
+    return Entry((name,), lambda v: v.flatten(1) if v.ndim > 1 else v,
+                 lambda v: (v.reshape(*v.shape, *[1]*(axes - 2)) if v.ndim > 1 else v,))
 
 def joined(*parts: Entry) -> Entry: # of one name each
     "One tensor of ours, in as many equal parts, one below the other, as there are entries."
     read = lambda *vs: torch.cat([p.read(v) for p, v in zip(parts, vs)])
-    return Entry(tuple(n for p in parts for n in p.names), read, lambda v: tuple(p.write(c.contiguous())[0] for p, c in zip(parts, v.chunk(len(parts)))))
+    return Entry(tuple(n for p in parts for n in p.names), read,
+                 lambda v: tuple(p.write(c.contiguous())[0] for p, c in zip(parts, v.chunk(len(parts)))))
 
 # %% ../../nbs/interop/00_weights.ipynb #f8efbbf0
 def nearest(name: str, names) -> str: # words for an error, or none
@@ -142,12 +151,15 @@ def adopt(net: nn.Module, # on the CPU, or on the meta device
           theirs: Mapping, # name -> tensor; a `Weights` is read one at a time
           what: str = 'these weights' # named in errors
     ) -> nn.Module: # net, in evaluation mode
-    "Give a network somebody else's weights. Raises `ValueError` naming the first tensor that is missing, left over or of another shape."
+    "Give a network foreign weights. Raises `ValueError` naming a tensor that is missing, left over or misshapen."
     used = dict.fromkeys(n for e in table.values() for n in e.names)         # in order, so that errors name the first
     left = [n for n in theirs if n not in used]
     for n in used:
-        if n not in theirs: raise ValueError(f'{what}: no tensor {n!r}{nearest(n, left)}. Do these weights belong to this config?')
-    if left: raise ValueError(f'{what}: {len(left)} tensors have no place in {type(net).__name__}, e.g. {left[0]!r}{nearest(left[0], used)}')
+        if n not in theirs:
+            raise ValueError(f'{what}: no tensor {n!r}{nearest(n, left)}. Do these weights belong to this config?')
+    if left:
+        raise ValueError(f'{what}: {len(left)} tensors have no place in {type(net).__name__}, '
+                         f'e.g. {left[0]!r}{nearest(left[0], used)}')
     theirs = theirs if isinstance(theirs, Weights) else Weights(dict(theirs))
     out = {ours: e.read(*(theirs[n] for n in e.names)).contiguous() for ours, e in table.items()}
     return load_into(net, out, what).eval()

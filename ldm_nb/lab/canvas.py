@@ -17,10 +17,10 @@ from ..datasets.scenes import CLASSES
 from ..metrics.judges import drawn_boxes, segment
 from ..metrics.reader import Reader
 from ..cli.sample import parse_layout
-from .widgets import data_uri, drawn, panel, picture, row, runner, settled
+from .widgets import data_uri, drawn, panel, picture, row, runner, release_slider
 
 # %% ../../nbs/lab/01_canvas.ipynb #53b63ef6
-def tidy_boxes(boxes: list, # rows of class (a name or an id), x0, y0, x1, y1 in fractions of the picture; corners in any order
+def tidy_boxes(boxes: list, # rows of class (a name or an id), x0, y0, x1, y1 in fractions; corners in any order
                names: list = CLASSES, # of the classes
                most: int = 16, # boxes that fit
                least: float = 1/32 # a side below this is a slip of the hand
@@ -60,28 +60,38 @@ function render({ model, el }) {
   canvas.width = canvas.height = side; canvas.tabIndex = 0; canvas.className = 'ldm-boxes'
   canvas.style.cssText = 'border:1px solid #888; touch-action:none; cursor:crosshair; display:block'
   canvas.setAttribute('role', 'application')
-  canvas.setAttribute('aria-label', 'Layout. Drag to draw a box. Keys: Enter adds, arrows move, Shift and arrows size, N next, Delete removes.')
+  canvas.setAttribute('aria-label', 'Layout. Drag to draw a box. ' +
+    'Keys: Enter adds, arrows move, Shift and arrows size, N next, Delete removes.')
   line.setAttribute('role', 'status'); line.style.cssText = 'font-size:12px; min-height:1.4em'
   el.append(canvas, line)
-  const g = canvas.getContext('2d'), back = new Image(), clip = (v, low = 0, high = 1) => Math.min(high, Math.max(low, v))
+  const g = canvas.getContext('2d'), back = new Image()
+  const clip = (v, low = 0, high = 1) => Math.min(high, Math.max(low, v))
   let list = [], picked = -1, drag = null
-  const fetched = () => { if (!drag) { list = model.get('boxes').map(b => [...b]); picked = clip(picked, -1, list.length - 1); draw() } }
+  const fetched = () => {
+    if (drag) return
+    list = model.get('boxes').map(b => [...b]); picked = clip(picked, -1, list.length - 1); draw()
+  }
   const send = () => { model.set('boxes', list.map(b => [...b])); model.save_changes(); draw() }
   function draw() {
     const names = model.get('names'), colours = model.get('colours')
     g.globalAlpha = 1; g.fillStyle = '#f4f4f4'; g.fillRect(0, 0, side, side); g.imageSmoothingEnabled = false
     if (back.complete && back.naturalWidth) { g.globalAlpha = .35; g.drawImage(back, 0, 0, side, side) }
     list.forEach(([c, x0, y0, x1, y1], k) => {
-      g.globalAlpha = 1; g.strokeStyle = colours[c]; g.lineWidth = k == picked ? 3 : 1.5; g.strokeRect(x0*side, y0*side, (x1 - x0)*side, (y1 - y0)*side)
-      g.globalAlpha = .15; g.fillStyle = colours[c]; g.fillRect(x0*side, y0*side, (x1 - x0)*side, (y1 - y0)*side)
-      g.globalAlpha = 1; g.fillStyle = '#222'; g.font = '11px sans-serif'; g.fillText(names[c], x0*side + 3, y0*side + 11)
+      const box = [x0*side, y0*side, (x1 - x0)*side, (y1 - y0)*side]
+      g.globalAlpha = 1; g.strokeStyle = colours[c]; g.lineWidth = k == picked ? 3 : 1.5; g.strokeRect(...box)
+      g.globalAlpha = .15; g.fillStyle = colours[c]; g.fillRect(...box)
+      g.globalAlpha = 1; g.fillStyle = '#222'; g.font = '11px sans-serif'; g.fillText(names[c], box[0] + 3, box[1] + 11)
       if (k == picked) g.fillRect(x1*side - 4, y1*side - 4, 8, 8)
     })
     const b = list[picked]
-    line.textContent = b ? `${names[b[0]]} ${b.slice(1).map(v => v.toFixed(2)).join(' ')}, box ${picked + 1} of ${list.length}`
+    const corners = b && b.slice(1).map(v => v.toFixed(2)).join(' ')
+    line.textContent = b ? `${names[b[0]]} ${corners}, box ${picked + 1} of ${list.length}`
                          : list.length ? `${list.length} boxes; none chosen` : 'no boxes yet: drag one, or press Enter'
   }
-  const at = e => { const r = canvas.getBoundingClientRect(); return [clip((e.clientX - r.left)/r.width), clip((e.clientY - r.top)/r.height)] }
+  const at = e => {
+    const r = canvas.getBoundingClientRect()
+    return [clip((e.clientX - r.left)/r.width), clip((e.clientY - r.top)/r.height)]
+  }
   function shift(b, dx, dy) {
     dx = clip(dx, -b[1], 1 - b[3]); dy = clip(dy, -b[2], 1 - b[4])
     return [b[0], b[1] + dx, b[2] + dy, b[3] + dx, b[4] + dy]
@@ -93,7 +103,10 @@ function render({ model, el }) {
     else {
       const hit = list.findLastIndex(o => o[1] <= x && x <= o[3] && o[2] <= y && y <= o[4])
       if (hit >= 0) { picked = hit; drag = { how: 'move', x, y, was: [...list[hit]] } }
-      else { list.push([model.get('cls'), x, y, x, y]); picked = list.length - 1; drag = { how: 'size', x, y, was: [...list[picked]] } }
+      else {
+        list.push([model.get('cls'), x, y, x, y]); picked = list.length - 1
+        drag = { how: 'size', x, y, was: [...list[picked]] }
+      }
     }
     draw()
   })
@@ -108,7 +121,7 @@ function render({ model, el }) {
     if (!drag) return
     drag = null
     const b = list[picked]
-    if (b && (b[3] - b[1] < 2*step || b[4] - b[2] < 2*step)) { list.splice(picked, 1); picked = -1 }    // a click, not a box
+    if (b && (b[3] - b[1] < 2*step || b[4] - b[2] < 2*step)) { list.splice(picked, 1); picked = -1 } // a click
     send()
   }
   canvas.addEventListener('pointerup', drop); canvas.addEventListener('pointercancel', drop)
@@ -116,13 +129,21 @@ function render({ model, el }) {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key], b = list[picked]
     if (e.key == 'Enter') { list.push([model.get('cls'), .35, .4, .6, .7]); picked = list.length - 1 }
     else if ((e.key == 'Delete' || e.key == 'Backspace') && b) { list.splice(picked, 1); picked = list.length - 1 }
-    else if (e.key.toLowerCase() == 'n' && list.length) { picked = (picked + 1) % list.length; draw(); e.preventDefault(); e.stopPropagation(); return }
-    else if (way && b && e.shiftKey) { b[3] = clip(b[3] + way[0]*step, b[1] + 2*step); b[4] = clip(b[4] + way[1]*step, b[2] + 2*step) }
+    else if (e.key.toLowerCase() == 'n' && list.length) {
+      picked = (picked + 1) % list.length; draw(); e.preventDefault(); e.stopPropagation()
+      return
+    }
+    else if (way && b && e.shiftKey) {
+      b[3] = clip(b[3] + way[0]*step, b[1] + 2*step); b[4] = clip(b[4] + way[1]*step, b[2] + 2*step)
+    }
     else if (way && b) list[picked] = shift(b, way[0]*step, way[1]*step)
     else return
     e.preventDefault(); e.stopPropagation(); send()
   })
-  const pictured = () => { const src = model.get('back'); if (src) back.src = src; else { back.removeAttribute('src'); draw() } }
+  const pictured = () => {
+    const src = model.get('back')
+    if (src) back.src = src; else { back.removeAttribute('src'); draw() }
+  }
   back.onload = draw
   model.on('change:boxes', fetched); model.on('change:back', pictured)
   fetched(); pictured()
@@ -133,33 +154,50 @@ export default { render }
 # %% ../../nbs/lab/01_canvas.ipynb #07e793eb
 MASK_JS = r'''
 function render({ model, el }) {
-  const w = model.get('width'), h = model.get('height'), wide = 288, zoom = wide/w, canvas = document.createElement('canvas')
+  const w = model.get('width'), h = model.get('height'), wide = 288, zoom = wide/w
+  const canvas = document.createElement('canvas'), line = document.createElement('div')
   canvas.width = wide; canvas.height = Math.round(h*zoom); canvas.tabIndex = 0; canvas.className = 'ldm-mask'
   canvas.style.cssText = 'border:1px solid #888; touch-action:none; cursor:crosshair; display:block'
   canvas.setAttribute('role', 'application')
-  canvas.setAttribute('aria-label', 'Mask. Drag to paint what shall be filled. Keys: arrows move the brush, Space paints, Delete rubs out.')
-  const line = document.createElement('div'); line.setAttribute('role', 'status'); line.style.cssText = 'font-size:12px; min-height:1.4em'
+  canvas.setAttribute('aria-label', 'Mask. Drag to paint what shall be filled. ' +
+    'Keys: arrows move the brush, Space paints, Delete rubs out.')
+  line.setAttribute('role', 'status'); line.style.cssText = 'font-size:12px; min-height:1.4em'
   el.append(canvas, line)
   const g = canvas.getContext('2d'), back = new Image(), clip = (v, high) => Math.min(high, Math.max(0, v))
   let mask = new Uint8Array(w*h), last = null, spot = null
   const bytes = v => v ? new Uint8Array(v.buffer ?? v, v.byteOffset ?? 0, v.byteLength) : []
-  const fetched = () => { if (!last) { const m = bytes(model.get('mask')); mask = new Uint8Array(w*h); if (m.length == w*h) mask.set(m); draw() } }
+  const fetched = () => {
+    if (last) return
+    const m = bytes(model.get('mask'))
+    mask = new Uint8Array(w*h)
+    if (m.length == w*h) mask.set(m)
+    draw()
+  }
   const send = () => { model.set('mask', new DataView(mask.slice().buffer)); model.save_changes(); draw() }
   function draw() {
-    g.imageSmoothingEnabled = false; g.globalAlpha = 1; g.fillStyle = '#ccc'; g.fillRect(0, 0, canvas.width, canvas.height)
+    g.imageSmoothingEnabled = false
+    g.globalAlpha = 1; g.fillStyle = '#ccc'; g.fillRect(0, 0, canvas.width, canvas.height)
     if (back.complete && back.naturalWidth) g.drawImage(back, 0, 0, canvas.width, canvas.height)
     g.globalAlpha = .65; g.fillStyle = '#f0f'
     let n = 0
-    for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) if (mask[y*w + x]) { n++; g.fillRect(x*zoom, y*zoom, zoom, zoom) }
-    if (spot) { g.globalAlpha = 1; g.strokeStyle = '#000'; g.beginPath(); g.arc(spot[0]*zoom, spot[1]*zoom, model.get('radius')*zoom, 0, 7); g.stroke() }
+    for (let y = 0; y < h; y++) for (let x = 0; x < w; x++)
+      if (mask[y*w + x]) { n++; g.fillRect(x*zoom, y*zoom, zoom, zoom) }
+    if (spot) {
+      g.globalAlpha = 1; g.strokeStyle = '#000'; g.beginPath()
+      g.arc(spot[0]*zoom, spot[1]*zoom, model.get('radius')*zoom, 0, 7); g.stroke()
+    }
     line.textContent = `${Math.round(100*n/(w*h))} % to be filled`
   }
   function dab(x, y, value) {
     const r = model.get('radius')
-    for (let v = Math.max(0, Math.floor(y - r)); v < Math.min(h, y + r + 1); v++) for (let u = Math.max(0, Math.floor(x - r)); u < Math.min(w, x + r + 1); u++)
+    const [top, left] = [y, x].map(c => Math.max(0, Math.floor(c - r)))
+    for (let v = top; v < Math.min(h, y + r + 1); v++) for (let u = left; u < Math.min(w, x + r + 1); u++)
       if ((u + .5 - x)**2 + (v + .5 - y)**2 <= r*r) mask[v*w + u] = value
   }
-  const at = e => { const r = canvas.getBoundingClientRect(); return [clip((e.clientX - r.left)/r.width, 1)*w, clip((e.clientY - r.top)/r.height, 1)*h] }
+  const at = e => {
+    const r = canvas.getBoundingClientRect()
+    return [clip((e.clientX - r.left)/r.width, 1)*w, clip((e.clientY - r.top)/r.height, 1)*h]
+  }
   const value = e => model.get('erase') || e.buttons == 2 ? 0 : 1
   function stroke(e) {
     const to = at(e), n = Math.max(1, Math.ceil(2*Math.hypot(to[0] - last[0], to[1] - last[1])))
@@ -167,7 +205,8 @@ function render({ model, el }) {
     last = to; draw()
   }
   canvas.addEventListener('pointerdown', e => {
-    canvas.setPointerCapture(e.pointerId); canvas.focus({ preventScroll: true }); e.preventDefault(); spot = null; last = at(e); stroke(e)
+    canvas.setPointerCapture(e.pointerId); canvas.focus({ preventScroll: true }); e.preventDefault()
+    spot = null; last = at(e); stroke(e)
   })
   canvas.addEventListener('pointermove', e => { if (last) stroke(e) })
   const drop = () => { if (last) { last = null; send() } }
@@ -199,25 +238,30 @@ def canvases(): # (class of the canvas for boxes, class of the canvas for masks)
     class BoxCanvas(anywidget.AnyWidget):
         "Boxes under the mouse and the keys."
         _esm = BOXES_JS
-        boxes, cls, back = shared(T.List), shared(T.Int), shared(T.Unicode)   # rows of class id, x0, y0, x1, y1; class of a new one; picture behind, a data URI
+        # rows of class id, x0, y0, x1, y1; class of a new one; picture behind, a data URI
+        boxes, cls, back = shared(T.List), shared(T.Int), shared(T.Unicode)
         names, colours = shared(T.List), shared(T.List)
     class MaskCanvas(anywidget.AnyWidget):
         "A brush over a picture."
         _esm = MASK_JS
-        mask = T.Bytes().tag(sync=True, from_json=lambda value, widget: bytes(value))     # h*w of them, 1 = fill; what arrives is a view of the message
-        back, width, height = shared(T.Unicode), shared(T.Int, 64), shared(T.Int, 64)    # the picture, a data URI; its pixels
+        # h*w of them, 1 = fill; what arrives is a view of the message
+        mask = T.Bytes().tag(sync=True, from_json=lambda value, widget: bytes(value))
+        # the picture, a data URI; its pixels
+        back, width, height = shared(T.Unicode), shared(T.Int, 64), shared(T.Int, 64)
         radius, erase = shared(T.Float, 5.), shared(T.Bool)
     return BoxCanvas, MaskCanvas
 
 # %% ../../nbs/lab/01_canvas.ipynb #1c540ba6
-COLOURS = ['#5b9bd5', '#e0a800', '#8a7fd1', '#7f8c8d', '#6d4c41', '#7cb342', '#0288d1', '#2e7d32', '#c62828'] # of the classes, on the canvas
+# of the classes, on the canvas
+COLOURS = ['#5b9bd5', '#e0a800', '#8a7fd1', '#7f8c8d', '#6d4c41', '#7cb342', '#0288d1', '#2e7d32', '#c62828']
 
 def as_words(boxes: list) -> str: # rows of name, x0, y0, x1, y1 -> as `parse_layout` reads them
     return ', '.join(' '.join([b[0], *(f'{v:.2f}' for v in b[1:])]) for b in boxes)
 
 def verdict(reader: Reader | None, x: Tensor, boxes: list) -> str: # as in `found_boxes`; in words
     if reader is None: return ''
-    said = [f'{name} {"found" if iou >= .5 else "nearly" if iou >= .25 else "not found"} ({iou:.2f})' for name, iou in found_boxes(reader, x, boxes)]
+    said = [f'{name} {"found" if iou >= .5 else "nearly" if iou >= .25 else "not found"} ({iou:.2f})'
+            for name, iou in found_boxes(reader, x, boxes)]
     return 'the reader: ' + ', '.join(said)
 
 # %% ../../nbs/lab/01_canvas.ipynb #c6238114
@@ -227,19 +271,24 @@ def layout_editor(ldm: LatentDiffusion, # conditioned on a layout
                   steps: int = 20, # of a finished picture
                   seed: int = 0 # of the noise
     ): # a widget; parts: canvas, cls, words, seed, view, job, go
-    "Draw, move and delete boxes; the picture follows. Raises `ValueError` for a model that is told no boxes."
+    "Draw, move and delete boxes; the picture follows. Raises `ValueError` for a model without layouts."
     import ipywidgets as W
-    if getattr(ldm.embedder, 'kind', None) != 'layout': raise ValueError('this model is not told boxes: give one that is, e.g. postcards-layout')
+    if getattr(ldm.embedder, 'kind', None) != 'layout':
+        raise ValueError('this model is not conditioned on boxes: give one that is, e.g. postcards-layout')
     names, most = list(ldm.embedder.names or CLASSES), ldm.embedder.max_boxes
     ids = lambda rows: [[names.index(b[0]), *b[1:]] for b in rows]
-    canvas = canvases()[0](names=names, colours=(COLOURS*9)[:len(names)], boxes=ids(tidy_boxes(boxes, names, most)[0]), cls=len(names) - 1)
-    cls = W.Dropdown(options=[(n, k) for k, n in enumerate(names)], value=canvas.cls, description='draw a', layout=W.Layout(width='200px'))
-    words = W.Text(description='as text', continuous_update=False, layout=W.Layout(width='520px'), placeholder='house .2 .4 .5 .8, tree .6 .5 .7 .9')
-    noise, view, go = settled(W.IntSlider, seed, 'seed'), W.HTML(), W.Button(description='Clear')
+    canvas = canvases()[0](names=names, colours=(COLOURS*9)[:len(names)], boxes=ids(tidy_boxes(boxes, names, most)[0]),
+                           cls=len(names) - 1)
+    cls = W.Dropdown(options=[(n, k) for k, n in enumerate(names)], value=canvas.cls, description='draw a',
+                     layout=W.Layout(width='200px'))
+    words = W.Text(description='as text', continuous_update=False, layout=W.Layout(width='520px'),
+                   placeholder='house .2 .4 .5 .8, tree .6 .5 .7 .9')
+    noise, view, go = release_slider(W.IntSlider, seed, 'seed'), W.HTML(), W.Button(description='Clear')
     state = dict(boxes=[], did=[])
     def show(x):
         said = '; '.join(filter(None, [verdict(reader, x[0], state['boxes']), *state['did']]))
-        view.value = row([(picture(x[0], f'a picture of {len(state["boxes"])} boxes: {as_words(state["boxes"])}', 288), said)])
+        view.value = row([(picture(x[0], f'a picture of {len(state["boxes"])} boxes: {as_words(state["boxes"])}', 288),
+                           said)])
     job, bar = runner(show)
     def draw(_=None):
         state['boxes'], state['did'] = tidy_boxes(canvas.boxes, names, most)
@@ -253,7 +302,7 @@ def layout_editor(ldm: LatentDiffusion, # conditioned on a layout
     def typed(change):
         try: rows, _ = tidy_boxes(parse_layout(change['new']), names, most) if change['new'].strip() else ([], [])
         except ValueError as e:
-            job.told(0., str(e), False)
+            job.report(0., str(e), False)
             return
         if as_words(rows) != as_words(state['boxes']): canvas.boxes = ids(rows)
     canvas.observe(draw, 'boxes')
@@ -266,10 +315,13 @@ def layout_editor(ldm: LatentDiffusion, # conditioned on a layout
         (n, x0, y0, x1, y1), *rest = state['boxes'] or [[names[-1], .3, .45, .55, .75]]
         moved = [[[n, x, y0, x + x1 - x0, y1], *rest] for x in np.linspace(0, 1 - x1 + x0, 4)]
         drawn_there = [ldm.sample(m, steps=steps, sampler='dpmpp_2m', seed=seed) for m in moved]
-        return torch.cat(drawn_there), f'the first of these boxes moves from the left edge to the right: {as_words([moved[0][0], *rest])}.'
-    return panel('Layout', 'Draw a house, then move it: does its light, its ground, its sky go with it? Put a tree in the sky. Draw two moons.',
-                 [W.HBox([cls, go]), W.HBox([canvas, view], layout=W.Layout(flex_flow='row wrap')), words, noise, bar], still,
-                 canvas=canvas, cls=cls, words=words, seed=noise, view=view, job=job, clear=go)
+        return (torch.cat(drawn_there),
+                f'the first of these boxes moves from the left edge to the right: {as_words([moved[0][0], *rest])}.')
+    return panel('Layout',
+                 'Draw a house, then move it: does its light, its ground, its sky go with it? Put a tree in the sky. '
+                 'Draw two moons.',
+                 [W.HBox([cls, go]), W.HBox([canvas, view], layout=W.Layout(flex_flow='row wrap')), words, noise, bar],
+                 still, canvas=canvas, cls=cls, words=words, seed=noise, view=view, job=job, clear=go)
 
 # %% ../../nbs/lab/01_canvas.ipynb #c4826d0a
 def as_mask(data: bytes, h: int, w: int # h*w bytes, not 0 = fill; nothing, or another number of them, is an empty mask
@@ -294,17 +346,22 @@ def mask_painter(ldm: LatentDiffusion, # conditioned on a picture and its mask
     ): # a widget; parts: canvas, radius, erase, seed, view, job, clear, all
     "Paint over a picture and see it filled. Raises `ValueError` for a model that does not fill."
     import ipywidgets as W
-    if getattr(ldm.embedder, 'kind', None) != 'inpaint': raise ValueError('this model does not fill holes: give one that does, e.g. postcards-inpaint')
+    if getattr(ldm.embedder, 'kind', None) != 'inpaint':
+        raise ValueError('this model does not fill holes: give one that does, e.g. postcards-inpaint')
     (h, w), wrap = x.shape[1:], W.Layout(flex_flow='row wrap')
     canvas = canvases()[1](back=data_uri(x), width=w, height=h)
     radius = W.FloatSlider(5., min=1., max=16., step=.5, description='brush')
-    erase, clear, everything = W.Checkbox(description='rub out'), W.Button(description='Clear'), W.Button(description='Mask all')
-    noise, view, current = settled(W.IntSlider, seed, 'seed'), W.HTML(), dict(mask=torch.zeros(1, h, w))
+    erase = W.Checkbox(description='rub out')
+    clear = W.Button(description='Clear')
+    everything = W.Button(description='Mask all')
+    noise, view, current = release_slider(W.IntSlider, seed, 'seed'), W.HTML(), dict(mask=torch.zeros(1, h, w))
     def show(y):
         m = current['mask']
         inside, outside = changed(x, y[0], m)
-        words = f'{inside} of {int(m.sum())} masked pixels changed, {outside} outside' + ('; nothing was known: all of it is invented' if m.all() else '')
-        view.value = row([(picture(y[0], f'filled: {inside} pixels changed inside the mask, {outside} outside', 288), words)])
+        words = (f'{inside} of {int(m.sum())} masked pixels changed, {outside} outside' +
+                 ('; nothing was known: all of it is invented' if m.all() else ''))
+        view.value = row([(picture(y[0], f'filled: {inside} pixels changed inside the mask, {outside} outside', 288),
+                           words)])
     job, bar = runner(show)
     def fill(_=None):
         m = current['mask'] = as_mask(canvas.mask, h, w)
@@ -327,8 +384,12 @@ def mask_painter(ldm: LatentDiffusion, # conditioned on a picture and its mask
         m, pink = current['mask'], torch.tensor([1., -1., 1.]).view(3, 1, 1)
         if not m.any(): m = m.index_fill(2, torch.arange(w//2, w), 1.)
         y = ldm.sample(image=x, mask=m, n=3, steps=steps, sampler='dpmpp_2m', seed=seed)
-        return torch.cat([torch.stack([x, torch.where(m > 0, pink, x)]), y]), 'a picture, its mask, and three fillings of it.'
-    return panel('Inpainting', 'Paint out the house. Paint out half of the sky, then the whole of it: from where does the model know the time of day? '
-                 'At last press Mask all.',
-                 [W.HBox([radius, erase, clear, everything], layout=wrap), W.HBox([canvas, view], layout=wrap), noise, bar], still,
-                 canvas=canvas, radius=radius, erase=erase, seed=noise, view=view, job=job, clear=clear, all=everything)
+        return (torch.cat([torch.stack([x, torch.where(m > 0, pink, x)]), y]),
+                'a picture, its mask, and three fillings of it.')
+    return panel('Inpainting',
+                 'Paint out the house. Paint out half of the sky, then the whole of it: from where does the model '
+                 'know the time of day? At last press Mask all.',
+                 [W.HBox([radius, erase, clear, everything], layout=wrap), W.HBox([canvas, view], layout=wrap),
+                  noise, bar],
+                 still, canvas=canvas, radius=radius, erase=erase, seed=noise, view=view, job=job, clear=clear,
+                 all=everything)

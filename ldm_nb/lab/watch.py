@@ -31,19 +31,22 @@ def loss_view(points: list, # of (step, loss)
     steps, ys = zip(*points[::max(1, len(points)//400)])
     mean = smooth(list(ys))
     shown = sorted(y for y in ys if math.isfinite(y))
-    words = f'step {points[-1][0]}: loss {points[-1][1]:.4g}, averaged {mean[-1]:.4g}; {len(points)/max(seconds, 1e-9):.1f} steps a second'
+    words = (f'step {points[-1][0]}: loss {points[-1][1]:.4g}, averaged {mean[-1]:.4g}; '
+             f'{len(points)/max(seconds, 1e-9):.1f} steps a second')
     high = shown[int(.98*(len(shown) - 1))] if shown else 1.
-    return row([(curve([(ys, '#bbb'), (mean, '#06c')], words, (steps[0], steps[-1]), min(shown, default=0.), high, 420, 160), words)])
+    drawn = curve([(ys, '#bbb'), (mean, '#06c')], words, (steps[0], steps[-1]), min(shown, default=0.), high, 420, 160)
+    return row([(drawn, words)])
 
 # %% ../../nbs/lab/03_watch.ipynb #1a534749
-def training_monitor(steps: Iterable, # of (step, loss), or None where there is nothing new: a `Trainer`, or any generator of such
+def training_monitor(steps: Iterable, # of (step, loss), or None where there is nothing new, e.g. a `Trainer`
                      total: int | None = None, # steps in all; None: as a `Trainer` has it, else not known
                      every: float = .3 # seconds between drawings
     ): # a widget; parts: go, view, job, points
     "Trains, or follows, while you go on working: Go and Pause."
     import ipywidgets as W
     work, total, points, view = iter(steps), total or getattr(steps, 'steps', None), [], W.HTML(loss_view([], 0.))
-    go, spent = W.Button(description='Go', button_style='primary', tooltip='begin, or go on'), dict(seconds=0., drawn=0.)
+    go = W.Button(description='Go', button_style='primary', tooltip='begin, or go on')
+    spent = dict(seconds=0., drawn=0.)
     def show(_):
         view.value, spent['drawn'] = loss_view(points, spent['seconds']), time.time()
     job, bar = runner(show)
@@ -55,14 +58,15 @@ def training_monitor(steps: Iterable, # of (step, loss), or None where there is 
             if turn is not None: points.append(turn)
             spent['seconds'] += time.time() - start
             step, late = points[-1][0] if points else 0, time.time() - spent['drawn'] > every
-            yield Frame(step/total if total else 0., True if late else None, f'step {step}' + (f' of {total}' if total else ''))
+            yield Frame(step/total if total else 0., True if late else None,
+                        f'step {step}' + (f' of {total}' if total else ''))
         yield Frame(1., True, 'done' if points else 'nothing to do: this run is at its end')
     job.button.description = 'Pause'
     job.button.on_click(lambda _: show(None))
     go.on_click(lambda _: job.start(turns, key='run'))
     still = lambda: still_curve(points)
-    return panel('Training', 'Go, then run other cells: they take their turn. Pause and go on: does the curve notice?', [go, view, bar], still,
-                 go=go, view=view, job=job, points=points)
+    return panel('Training', 'Go, then run other cells: they take their turn. Pause and go on: does the curve notice?',
+                 [go, view, bar], still, go=go, view=view, job=job, points=points)
 
 # %% ../../nbs/lab/03_watch.ipynb #a927a86e
 def still_curve(points: list, # of (step, loss)
@@ -74,7 +78,8 @@ def still_curve(points: list, # of (step, loss)
     if not len(ys): return x, 'no step was taken before this was saved.', 1, w
     v = F.interpolate(ys[None, None], size=w, mode='linear', align_corners=True)[0, 0]
     at = ((ys.max() - v)/(ys.max() - ys.min()).clamp(min=1e-9)*(h - 1)).round()
-    ends = torch.stack([at, at.roll(1).index_fill(0, torch.tensor(0), at[0])])               # of each column's piece: from the last value to this one
+    # of each column's piece: from the last value to this one
+    ends = torch.stack([at, at.roll(1).index_fill(0, torch.tensor(0), at[0])])
     line = (torch.arange(h)[:, None] >= ends.amin(0)) & (torch.arange(h)[:, None] <= ends.amax(0))
     x[0, :2, line] = -1.                                                    # red and green to black: blue
     return x, f'the loss from step {points[0][0]} to {points[-1][0]}, between {ys.min():.3g} and {ys.max():.3g}.', 1, w
@@ -86,16 +91,17 @@ def follow_log(folder: str | Path, # of a run: holds log.jsonl
     ) -> Iterator[tuple | None]: # of (step, loss), or None where there is nothing new
     "The losses of a run, those there are and those to come. Raises `FileNotFoundError` for a folder without a log."
     path = Path(folder)/'log.jsonl'
-    if not path.is_file(): raise FileNotFoundError(f'{path} is not there: give the folder of a run of ldm-train, the one that --out named')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is not there: give the folder of a run of ldm-train, the one that --out named')
     def rows():
-        heard, rest = time.time(), ''
+        latest, rest = time.time(), ''
         with open(path, encoding='utf-8') as f:
-            while time.time() - heard < patience:
+            while time.time() - latest < patience:
                 *lines, rest = (rest + f.read()).split('\n')
                 for line in lines:
                     said = json.loads(line)
                     if 'loss' in said: yield said['step'], said['loss']
-                if lines: heard = time.time()
+                if lines: latest = time.time()
                 else:
                     time.sleep(nap)
                     yield None
@@ -107,22 +113,27 @@ def preference_study(a: Tensor, b: Tensor, # (n, 3, h, w) each: two models, aske
                      question: str = 'Which picture is better?',
                      seed: int = 0 # of order and sides: the same for the same file
     ): # a widget; parts: left, right, back, view, state (number: pairs answered)
-    "Two pictures, one choice, again and again. Raises `ValueError` for sets that make no pairs, or a file that is not of this study."
+    "Two pictures, one choice, again and again. Raises `ValueError` for sets without pairs, or a file of another study."
     import ipywidgets as W
     pairs, path, view = preference_pairs(a, b, seed), Path(path), W.HTML()
     state = dict(answers=kept_answers(path) if path.is_file() else [])
     if [k for k, _ in state['answers']] != list(range(len(state['answers']))) or len(state['answers']) > len(pairs):
-        raise ValueError(f'{path} holds answers to another study: expected pairs 0, 1, 2 ... of {len(pairs)}, in order; name a new file')
-    left, right = (W.Button(description=d, button_style='primary', layout=W.Layout(width='256px')) for d in ('Left', 'Right'))
+        raise ValueError(f'{path} holds answers to another study: expected pairs 0, 1, 2 ... '
+                         f'of {len(pairs)}, in order; name a new file')
+    left, right = (W.Button(description=d, button_style='primary', layout=W.Layout(width='256px'))
+                   for d in ('Left', 'Right'))
     bar, line = W.IntProgress(0, 0, len(pairs)), W.HTML()
     def look():
         k = len(state['answers'])
         bar.value, left.disabled, right.disabled = k, k == len(pairs), k == len(pairs)
         if k < len(pairs):
-            view.value = row([(picture(pairs[k][side], f'the {side} picture of pair {k + 1}', 256), side) for side in ('left', 'right')])
+            view.value = row([(picture(pairs[k][side], f'the {side} picture of pair {k + 1}', 256), side)
+                              for side in ('left', 'right')])
             line.value = f'<span role="status">{question} Pair {k + 1} of {len(pairs)}.</span>'
         else:
-            view.value = f'<p>{len(pairs)} answers. The first set was preferred: {preference_result(pairs, state["answers"])} (two equal models: 0.5).</p>'
+            result = preference_result(pairs, state['answers'])
+            view.value = (f'<p>{len(pairs)} answers. The first set was preferred: {result} '
+                          f'(two equal models: 0.5).</p>')
             line.value = f'<span role="status">Done; the answers are in {path}.</span>'
     def choose(side):
         k = len(state['answers'])
@@ -134,5 +145,7 @@ def preference_study(a: Tensor, b: Tensor, # (n, 3, h, w) each: two models, aske
     right.on_click(lambda _: choose('right'))
     look()
     still = lambda: (torch.stack([pairs[0]['left'], pairs[0]['right']]), 'the first pair, left and right.')
-    return panel('Preference', 'Answer all pairs. Did you look at the house, or at the grain? Tab and Space answer without the mouse.',
-                 [W.HBox([left, right]), view, W.HBox([bar, line])], still, left=left, right=right, view=view, line=line, bar=bar, state=state)
+    return panel('Preference',
+                 'Answer all pairs. Did you look at the house, or at the grain? Tab and Space answer without the '
+                 'mouse.', [W.HBox([left, right]), view, W.HBox([bar, line])], still,
+                 left=left, right=right, view=view, line=line, bar=bar, state=state)

@@ -15,11 +15,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 from ..core import LatentDiffusion
-from ..datasets.images import to_uint8
+from ..datasets.images import to_bytes, to_float
 from ..diffusion import PREDICTION_TYPES, abar_at, q_sample, target, to_z0
 from ..engine.seeds import generator
 from ..layers import TimeMLP
-from ..paper.conditions import NEEDS, prompts_like
+from .reconstruction import mse_to_psnr
+from ..paper.conditions import needs_of, prompts_like
+from ..paper.images import InpaintEmbedder
 from ..samplers import SAMPLERS, sampling_sigmas
 from ..training import EMA
 from ..unet import Cond
@@ -51,22 +53,30 @@ class Probe:
                  sampler: str | Callable = 'ddim', loss: Callable | None = None, average=None, seed: int = 0):
         x, e = batch.get('image'), ldm.embedder
         if not torch.is_tensor(x) or x.ndim != 4 or x.shape[1] != 3 or len(x) < 8:
-            raise ValueError(f'batch["image"]: expected at least 8 pictures (b, 3, h, w), got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}')
-        for part in ([] if e is None else [*e.parts.values()] if e.kind == 'hybrid' else [e]):
-            column = NEEDS.get(part.kind, ('', ''))[0]
-            if column and column not in batch: raise ValueError(f'this model is told by a {part.kind}: batch[{column!r}] is missing')
-        if isinstance(sampler, str) and sampler not in SAMPLERS: raise ValueError(f'no sampler {sampler!r}; there are {", ".join(SAMPLERS)}')
-        self.ldm, self.batch, self.x, self.loss, self.average, self.seed = ldm, batch, x.to(ldm.device).float(), loss, average, seed
+            raise ValueError('batch["image"]: expected at least 8 pictures (b, 3, h, w), '
+                             f'got {tuple(x.shape) if torch.is_tensor(x) else type(x).__name__}')
+        for part in ([] if e is None else e.named_parts().values()):
+            column, _ = needs_of(part)
+            if column not in batch:
+                raise ValueError(f'this model is conditioned on {part.kind}: batch[{column!r}] is missing')
+        if isinstance(sampler, str) and sampler not in SAMPLERS:
+            raise ValueError(f'no sampler {sampler!r}; there are {", ".join(SAMPLERS)}')
+        self.ldm = ldm
+        self.batch = batch
+        self.x = x.to(ldm.device).float()
+        self.loss = loss
+        self.average = average
+        self.seed = seed
         self.sampler = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
 
     def wishes(self, n: int) -> dict: # y, image, mask as `sample` takes them: the first n
         if self.ldm.embedder is None: return dict(n=n)
-        return prompts_like(self.ldm.embedder, self.batch | dict(image=torch.from_numpy(to_uint8(self.x).transpose(0, 3, 1, 2).copy())), torch.arange(n))
+        return prompts_like(self.ldm.embedder, self.batch | dict(image=to_bytes(self.x).cpu()), torch.arange(n))
 
-    def plan(self, n: int, **how): return self.ldm.plan(**self.wishes(n), steps=2, **how) # of the first n
+    def request(self, n: int, **how): return self.ldm.request(**self.wishes(n), steps=2, **how) # of the first n
 
     @cached_property
-    def rows(self): return self.ldm.embedder.prepare(self.plan(len(self.x)).asked, self.ldm.autoencoder)
+    def rows(self): return self.ldm.embedder.prepare(self.request(len(self.x)).prompts, self.ldm.autoencoder)
 
     @cached_property
     def c(self) -> Cond: return Cond() if self.ldm.embedder is None else self.ldm.embedder(self.rows)
@@ -82,20 +92,23 @@ class Probe:
         return t.to(self.z0.device), q_sample(self.ldm.schedule, self.z0, t, self.eps)
 
     def answers(self, c: Cond | None = None) -> dict: # level -> what the network says, (b, z, h, w)
-        return {k: self.ldm.net(z_t, t.float(), self.c if c is None else c) for k in LEVELS for t, z_t in [self.asked(k)]}
+        return {k: self.ldm.net(z_t, t.float(), self.c if c is None else c) for k in LEVELS
+                for t, z_t in [self.asked(k)]}
 
     @cached_property
     def plain(self) -> dict: return self.answers()
 
-    def errors(self, answers: dict, prediction_type: str | None = None) -> Tensor: # (b,): in units of the noise, the mean over levels
+    def errors(self, answers: dict, prediction_type: str | None = None
+        ) -> Tensor: # (b,): in units of the noise, the mean over levels
         "How far the noise that an answer stands for is from the noise that was added."
         off = []
         for k, out in answers.items():
             (_, z_t), abar = self.asked(k), self.ldm.schedule.abar[k].item()
-            off.append((to_z0(prediction_type or self.ldm.prediction_type, out, z_t, abar) - self.z0).square().flatten(1).mean(1)*abar/(1 - abar))
+            off.append((to_z0(prediction_type or self.ldm.prediction_type, out, z_t, abar) -
+                        self.z0).square().flatten(1).mean(1)*abar/(1 - abar))
         return torch.stack(off).mean(0)
 
-def better_by(b: Tensor, a: Tensor) -> float: # errors of the same pictures, (n,)
+def better_by(b: Tensor, a: Tensor) -> float: # errors of the same images, (n,)
     "By how many standard errors b is smaller than a."
     d = a - b
     return (d.mean()/(d.std()/len(d)**.5).clamp(min=1e-12)).item()
@@ -104,7 +117,7 @@ def better_by(b: Tensor, a: Tensor) -> float: # errors of the same pictures, (n,
 def check_pixels(p: Probe) -> Finding:
     "Whether the batch is in [-1, 1], and fills it."
     lo, hi, name = p.x.min().item(), p.x.max().item(), 'pixels'
-    found = f'{lo:.3g} to {hi:.3g}, deviation {p.x.std():.2g}; expected -1 to 1'
+    found = f'{lo:.3g} to {hi:.3g}, standard deviation {p.x.std():.2g}; expected -1 to 1'
     if not p.x.isfinite().all(): return Finding(name, False, found, 'the batch has pixels that are no numbers')
     if hi > 3: return Finding(name, False, found, 'the pixels are bytes, 0 to 255: they were never scaled')
     if lo < -1.01: return Finding(name, False, found, 'the pixels were scaled to [-1, 1] twice')
@@ -115,11 +128,13 @@ def check_pixels(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #a2b82d42
 def check_scale(p: Probe) -> Finding:
-    "Whether latents have about unit deviation."
+    "Whether latents have about unit standard deviation."
     ae, name = p.ldm.autoencoder, 'latent scale'
     each = p.z0.transpose(0, 1).flatten(1).std(1)
-    s, r = each.log().mean().exp().item(), ae.posterior(p.x).mean.transpose(0, 1).flatten(1).std(1).log().mean().exp().item()
-    found = f'deviations {", ".join(f"{v:.2f}" for v in each[:8])}; expected about 1; the encoder alone gives {r:.2f}'
+    s = each.log().mean().exp().item()
+    r = ae.posterior(p.x).mean.transpose(0, 1).flatten(1).std(1).log().mean().exp().item()
+    found = ', '.join(f'{v:.2f}' for v in each[:8])
+    found = f'standard deviations {found}; expected about 1; the encoder alone gives {r:.2f}'
     if .6 < s < 1.6: return Finding(name, True, found)
     near = lambda a, b: abs(math.log(a/b)) < .25
     if near(s, r): return Finding(name, False, found, 'no latent scale is applied')
@@ -127,24 +142,30 @@ def check_scale(p: Probe) -> Finding:
     return Finding(name, False, found, 'the latent scale is not that of these pictures: measure it on the data')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #158262a1
-def displaced(x: Tensor, y: Tensor, most: int = 4) -> tuple: # two batches (b, 3, h, w), and pixels to try -> (down, right) by which y fits x best
+def displaced(x: Tensor, y: Tensor, most: int = 4
+    ) -> tuple: # two batches (b, 3, h, w), and pixels to try -> (down, right) by which y fits x best
     "The displacement of y against x, in whole pixels."
     inner = lambda v: v[..., most:-most, most:-most]
-    off = {(i, j): (inner(x) - inner(y.roll((-i, -j), (2, 3)))).square().mean().item() for i in range(-most, most + 1) for j in range(-most, most + 1)}
+    off = {(i, j): (inner(x) - inner(y.roll((-i, -j), (2, 3)))).square().mean().item() for i in range(-most, most + 1)
+           for j in range(-most, most + 1)}
     return min(off, key=off.get)
 
 def check_first_stage(p: Probe) -> Finding:
-    "Whether pictures come back from the first stage, and to the same place."
+    "Whether images come back from the first stage, and to the same place."
     y = p.ldm.autoencoder.decode(p.z0).clamp(-1, 1)
-    psnr, at, name = 10*math.log10(4/(p.x - y).square().mean().clamp(min=1e-9).item()), displaced(p.x, y), 'first stage'
+    psnr, at, name = mse_to_psnr((p.x - y).square().mean().clamp(min=1e-9)).item(), displaced(p.x, y), 'first stage'
     found = f'{psnr:.1f} dB, displaced by {at}; expected above 18 dB and (0, 0)'
-    if at != (0, 0): return Finding(name, False, found, 'pictures come back displaced: the encoder pads on both sides, or on the wrong ones')
-    if not psnr > 18: return Finding(name, False, found, 'pictures do not come back: the first stage is untrained, or not the one it was trained on')
+    if at != (0, 0):
+        return Finding(name, False, found,
+                       'pictures come back displaced: the encoder pads on both sides, or on the wrong ones')
+    if not psnr > 18:
+        return Finding(name, False, found,
+                       'pictures do not come back: the first stage is untrained, or not the one it was trained on')
     return Finding(name, True, found)
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #b852a2d1
 def check_time(p: Probe) -> Finding:
-    "Whether the network is told the step of a noise level, and shown the latent in its own units. Raises `ValueError` for a network without a `TimeMLP`."
+    "Whether time and latent of a noise level are right. Raises `ValueError` for a network without a `TimeMLP`."
     ldm, name, heard, shown = p.ldm, 'time', [], []
     mlp = next((m for m in ldm.net.modules() if isinstance(m, TimeMLP)), None)
     if mlp is None: raise ValueError('this network has no TimeMLP (chapter 05a): there is nowhere to listen')
@@ -152,16 +173,21 @@ def check_time(p: Probe) -> Finding:
             ldm.net.register_forward_pre_hook(lambda _, args: shown.append(args[0].float().std().item()))]
     steps = [int(f*(len(ldm.schedule) - 1)) for f in (0, .25, .5, .75, 1)]
     try:
-        for k in steps: ldm.denoise(p.z0[:2] + ldm.schedule.sigma[k].item()*p.eps[:2], ldm.schedule.sigma[k].item(), cut(p.c, 2))
+        for k in steps:
+            ldm.denoise(p.z0[:2] + ldm.schedule.sigma[k].item()*p.eps[:2], ldm.schedule.sigma[k].item(), cut(p.c, 2))
     finally:
         for ear in ears: ear.remove()
     late, size = [round(h - k, 3) for h, k in zip(heard, steps)], [p.asked(k)[1][:2].std().item() for k in steps]
     off = max(abs(a/b - 1) for a, b in zip(shown, size))
-    found = f'told {", ".join(f"{h:.4g}" for h in heard)} at the levels of {", ".join(map(str, steps))}; z_t off by {off:.1%}'
-    if off > .02: return Finding(name, False, found, 'the network is shown z in other units than it was trained in: divide by sqrt(1 + sigma^2)')
+    times, levels = ', '.join(f'{h:.4g}' for h in heard), ', '.join(map(str, steps))
+    found = f't = {times} at the levels of {levels}; z_t off by {off:.1%}'
+    if off > .02:
+        return Finding(name, False, found,
+                       'the network is shown z in other units than it was trained in: divide by sqrt(1 + sigma^2)')
     if max(map(abs, late)) < .01: return Finding(name, True, found)
     if max(late) - min(late) < .01: return Finding(name, False, found, f'the time is off by {late[2]:+g}')
-    return Finding(name, False, found, 'the time does not belong to the noise level: another schedule, or steps counted from the other end')
+    return Finding(name, False, found,
+                   'the time does not belong to the noise level: another schedule, or steps counted from the other end')
 
 def cut(c: Cond, n: int) -> Cond: # the first n
     "Some of a batch of conditions."
@@ -174,24 +200,30 @@ def check_loss(p: Probe) -> Finding:
     s, t, seen = p.ldm.schedule, torch.tensor([1, 250, 500, 998]).repeat(2), []
     z0, eps = p.z0[:8].cpu(), p.eps[:8].cpu()
     def knows(kind):
-        def net(z_t, t_told, c=None):
-            seen.append((z_t, t_told.float()))
+        def net(z_t, t_given, c=None):
+            seen.append((z_t, t_given.float()))
             return target(kind, z0, eps, abar_at(s, t))
         return net
     losses = {k: float(torch.as_tensor(p.loss(knows(k), z0, cut(p.c, 8), t, eps)).mean()) for k in PREDICTION_TYPES}
-    (z_t, t_told), a = seen[0], abar_at(s, t)
+    (z_t, t_given), a = seen[0], abar_at(s, t)
     near = lambda y: (z_t - y).abs().max().item() < 1e-3
-    a4, found = a.float().view(-1, 1, 1, 1), f'{losses[p.ldm.prediction_type]:.3g} where the network knows the answer; expected 0'
-    others = {'abar stands where its square root belongs': a4*z0 + (1 - a4)*eps, 'signal and noise are exchanged': (1 - a4).sqrt()*z0 + a4.sqrt()*eps,
-              'the noise is added without its weight': a4.sqrt()*z0 + eps, 'the picture is noised for the step before': q_sample(s, z0, t - 1, eps),
+    a4 = a.float().view(-1, 1, 1, 1)
+    found = f'{losses[p.ldm.prediction_type]:.3g} where the network knows the answer; expected 0'
+    others = {'abar stands where its square root belongs': a4*z0 + (1 - a4)*eps,
+              'signal and noise are exchanged': (1 - a4).sqrt()*z0 + a4.sqrt()*eps,
+              'the noise is added without its weight': a4.sqrt()*z0 + eps,
+              'the picture is noised for the step before': q_sample(s, z0, t - 1, eps),
               'the picture is noised for the step after': q_sample(s, z0, t + 1, eps), 'no noise is added': z0}
     if not near(q_sample(s, z0, t, eps)):
-        return Finding('loss', False, found, next((k for k, y in others.items() if near(y)), 'the network is not shown sqrt(abar) z0 + sqrt(1 - abar) eps'))
-    if (late := t_told - t).abs().max() > 0:
-        return Finding('loss', False, found, f'the network is told another step than the noise has: off by {late.mean():+g}')
+        return Finding('loss', False, found, next((k for k, y in others.items() if near(y)),
+                                                  'the network is not shown sqrt(abar) z0 + sqrt(1 - abar) eps'))
+    if (late := t_given - t).abs().max() > 0:
+        return Finding('loss', False, found,
+                       f'the network gets another timestep than the noise has: off by {late.mean():+g}')
     if losses[p.ldm.prediction_type] < 1e-6: return Finding('loss', True, found)
     kind = min(losses, key=losses.get)
-    bug = f'the loss wants {kind!r}, the model answers {p.ldm.prediction_type!r}' if losses[kind] < 1e-6 else 'the target is neither eps, x0 nor v'
+    bug = (f'the loss wants {kind!r}, the model answers {p.ldm.prediction_type!r}' if losses[kind] < 1e-6
+           else 'the target is neither eps, x0 nor v')
     return Finding('loss', False, found, bug)
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #82a64ca9
@@ -199,12 +231,16 @@ def check_answer(p: Probe) -> Finding:
     "Whether the network has learnt something, and is read as what it says."
     each, name = {k: p.errors(p.plain, k).mean().item() for k in PREDICTION_TYPES}, 'answer'
     own, best = each[p.ldm.prediction_type], min(each, key=each.get)
-    found = ', '.join(f'read as {k} {v:.3g}' for k, v in each.items()) + f'; it is read as {p.ldm.prediction_type}, and 1 is to say nothing'
+    found = ', '.join(f'read as {k} {v:.3g}'
+                      for k, v in each.items()) + f'; it is read as {p.ldm.prediction_type}, and 1 is to say nothing'
     if not math.isfinite(own): return Finding(name, False, found, 'the network answers with what is no number')
-    if best != p.ldm.prediction_type and each[best] < .8: return Finding(name, False, found, f'the network answers in {best!r} and is read as {p.ldm.prediction_type!r}')
+    if best != p.ldm.prediction_type and each[best] < .8:
+        return Finding(name, False, found, f'the network answers in {best!r} and is read as {p.ldm.prediction_type!r}')
     if own < .8: return Finding(name, True, found)
-    if p.errors({k: -v for k, v in p.plain.items()}).mean() < .8: return Finding(name, False, found, 'the sign of the answer is wrong')
-    return Finding(name, False, found, 'the network knows nothing of these pictures: untrained, other weights, or another first stage')
+    if p.errors({k: -v for k, v in p.plain.items()}).mean() < .8:
+        return Finding(name, False, found, 'the sign of the answer is wrong')
+    return Finding(name, False, found,
+                   'the network knows nothing of these pictures: untrained, other weights, or another first stage')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #5276d2ca
 def check_heads(p: Probe) -> Finding:
@@ -221,43 +257,47 @@ def check_heads(p: Probe) -> Finding:
             gain[f] = better_by(p.errors(p.answers()), own)
     finally:
         for m, h in zip(layers, had): m.heads = h
-    found = f'{"/".join(map(str, sorted(set(had))))}; others answer better by, in standard errors: ' + ', '.join(f'x{f:g} {v:.1f}' for f, v in gain.items())
+    found = (f'{"/".join(map(str, sorted(set(had))))}; others answer better by, in standard errors: ' +
+             ', '.join(f'x{f:g} {v:.1f}' for f, v in gain.items()))
     best = max(gain, key=gain.get, default=None)
     if best is None or gain[best] < 3: return Finding(name, True, found)
     return Finding(name, False, found, f'wrong number of heads: {best:g} times as many answer better')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #2e11988a
 def check_condition(p: Probe) -> Finding:
-    "Whether being told right helps, by three standard errors."
+    "Whether the right condition helps, by three standard errors."
     name = 'condition'
     if p.ldm.embedder is None: return Finding(name, None, 'the model has none')
     right, wrong = p.errors(p.plain), p.errors(p.answers(Cond(*(None if v is None else v.roll(1, 0) for v in p.c))))
     gain = better_by(right, wrong)
-    found = f'error {right.mean():.4f}, told what belongs to another picture {wrong.mean():.4f}: {gain:.1f} standard errors'
+    found = (f'error {right.mean():.4f}, with the condition of another image {wrong.mean():.4f}: '
+             f'{gain:.1f} standard errors')
     if gain > 3: return Finding(name, True, found)
-    return Finding(name, False, found, 'the condition is ignored: what is told does not arrive, or was never learnt')
+    return Finding(name, False, found, 'the condition is ignored: it does not arrive, or was never learnt')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #3fff8f56
 def check_mask(p: Probe) -> Finding:
     "Whether a model that fills holes sees what is kept, and not what is in the hole."
     e, name = p.ldm.embedder, 'mask'
-    part = e if getattr(e, 'kind', None) == 'inpaint' else next((v for v in getattr(e, 'parts', {}).values() if v.kind == 'inpaint'), None)
+    part = next((v for v in ({} if e is None else e.named_parts()).values() if isinstance(v, InpaintEmbedder)), None)
     if part is None: return Finding(name, None, 'the model fills no holes')
     x, w = p.x[:4], p.x.shape[-1]
     mask = torch.zeros_like(x[:1, :1])
     mask[..., w//2:] = 1
-    def told(x): return part.prepare(part.prompts(dict(image=x.cpu(), mask=mask[0].cpu())), p.ldm.autoencoder)
+    def conditions(x): return part.prepare(part.prompts(dict(image=x.cpu(), mask=mask[0].cpu())), p.ldm.autoencoder)
     inside, outside = x.clone(), x.clone()
     inside[..., 3*w//4:], outside[..., :w//4] = -inside[..., 3*w//4:], -outside[..., :w//4]
-    here = told(x)
-    hole, around = ((told(y) - here).abs().max().item() for y in (inside, outside))
+    here = conditions(x)
+    hole, around = ((conditions(y) - here).abs().max().item() for y in (inside, outside))
     marked = here[:, 0 if part.mask_first else -1]
     left, right = marked[..., :marked.shape[-1]//4].mean().item(), marked[..., -marked.shape[-1]//4:].mean().item()
-    found = f'told of the hole {hole:.2g}, of its surroundings {around:.2g}; mask {left:.2g} where kept, {right:.2g} in the hole'
-    if hole > 1e-5 or around < 1e-3: return Finding(name, False, found, 'the mask is inverted: the hole is shown and its surroundings are hidden')
+    found = (f'seen of the hole {hole:.2g}, of its surroundings {around:.2g}; '
+             f'mask {left:.2g} where kept, {right:.2g} in the hole')
+    if hole > 1e-5 or around < 1e-3:
+        return Finding(name, False, found, 'the mask is inverted: the hole is shown and its surroundings are hidden')
     if (right > left) == part.mask_first: return Finding(name, False, found, 'the channel of the mask is inverted')
-    kept = p.ldm.keep_known(torch.zeros_like(x).cpu(), p.plan(4).asked)
-    if not torch.equal(kept[..., :w//2], torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2).float().div(127.5).sub(1)[..., :w//2]):
+    kept = p.ldm.keep_known(torch.zeros_like(x).cpu(), p.request(4).prompts)
+    if not torch.equal(kept[..., :w//2], to_float(to_bytes(x).cpu())[..., :w//2]):
         return Finding(name, False, found, 'known pixels are not put back')
     return Finding(name, True, found)
 
@@ -266,17 +306,20 @@ def check_guidance(p: Probe) -> Finding:
     "Whether guidance of weight w goes w of the way from nothing to the condition."
     ldm, e, n, name = p.ldm, p.ldm.embedder, 4, 'guidance'
     if e is None: return Finding(name, None, 'the model has no condition')
-    plan, sigma = p.plan(n, guidance=1.), ldm.schedule.sigma[500].item()
-    rows, hw = e.prepare(plan.asked, ldm.autoencoder), plan.shape[1:]
-    try: null = e.null(n, hw, rows) if e.kind == 'hybrid' else e.null(n, hw)
+    plan, sigma = p.request(n, guidance=1.), ldm.schedule.sigma[500].item()
+    rows, hw = e.prepare(plan.prompts, ldm.autoencoder), plan.shape[1:]
+    try: null = e.null(n, hw, rows)
     except ValueError: return Finding(name, None, 'the model has no null condition')
     z = p.z0[:n] + sigma*p.eps[:n]
     start, way = ldm.denoise(z, sigma, null), ldm.denoise(z, sigma, e(rows)) - ldm.denoise(z, sigma, null)
-    went = {w: ((ldm.guided(p.plan(n, guidance=w), slice(0, n))(z, sigma) - start)*way).sum().item()/way.square().sum().item() for w in (0., 1., 3.)}
+    went = {w: ((ldm.guided(p.request(n, guidance=w), slice(0, n))(z, sigma) - start)*way).sum().item()/way.square()
+            .sum().item() for w in (0., 1., 3.)}
     found = f'asked for {", ".join(f"{w:g}" for w in went)}, went {", ".join(f"{v:.3g}" for v in went.values())}'
     if max(abs(v - w) for w, v in went.items()) < .02: return Finding(name, True, found)
-    if went[3.] < went[0.]: return Finding(name, False, found, 'the sign of guidance is wrong: it leads away from the condition')
-    if abs(went[0.] - 1) < .02: return Finding(name, False, found, 'the weight is counted from plain: 0 is plain there, 1 is plain here')
+    if went[3.] < went[0.]:
+        return Finding(name, False, found, 'the sign of guidance is wrong: it leads away from the condition')
+    if abs(went[0.] - 1) < .02:
+        return Finding(name, False, found, 'the weight is counted from plain: 0 is plain there, 1 is plain here')
     return Finding(name, False, found, 'guidance does not go w of the way')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #5a6b8df4
@@ -293,7 +336,8 @@ def check_sampler(p: Probe) -> Finding:
     says = 'Gaussians of ' + ', '.join(f'{s:g} come out as {v:.3g}' for s, v in found.items())
     if all(abs(v/s - 1) < .06 for s, v in found.items()): return Finding('sampler', True, says)
     less = all(v < s for s, v in found.items())
-    return Finding('sampler', False, says, 'the sampler ' + ('loses' if less else 'adds') + ' noise: a coefficient of its step is wrong')
+    return Finding('sampler', False, says,
+                   'the sampler ' + ('loses' if less else 'adds') + ' noise: a coefficient of its step is wrong')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #b4914cca
 def check_average(p: Probe) -> Finding:
@@ -303,30 +347,34 @@ def check_average(p: Probe) -> Finding:
     kept = p.average.state if isinstance(p.average, EMA) else p.average
     own = p.ldm.state_dict()
     both = [k for k in own if k in kept and own[k].is_floating_point()]
-    if not both: raise ValueError(f'average=: none of its names ({", ".join(list(kept)[:2])}, ...) is one of the model ({", ".join(list(own)[:2])}, ...)')
+    if not both:
+        raise ValueError(f'average=: none of its names ({", ".join(list(kept)[:2])}, ...) is one of the model '
+                         f'({", ".join(list(own)[:2])}, ...)')
     far = max((own[k].cpu().double() - kept[k].cpu().double()).abs().max().item() for k in both)
     found = f'{len(both)} tensors, apart by at most {far:.2g}; expected 0'
     if far < 1e-3: return Finding(name, True, found)
     return Finding(name, False, found, 'the average is not used: these are the weights of the last step, or others')
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #05fcb191
-CHECKS = (check_pixels, check_scale, check_first_stage, check_mask, check_time, check_loss, check_answer, check_heads, check_condition, check_guidance,
-          check_sampler, check_average)
+CHECKS = (check_pixels, check_scale, check_first_stage, check_mask, check_time, check_loss, check_answer, check_heads,
+          check_condition, check_guidance, check_sampler, check_average)
 
 @torch.no_grad()
 def diagnose(ldm: LatentDiffusion, # that should draw, and does not
-             batch: dict, # image (b, 3, h, w), 8 or more as the model gets them, and what it is told: caption, label, boxes or map, one a picture
-             sampler: str | Callable = 'ddim', # a name in `SAMPLERS`, or sampler(denoise, z, sigmas) -> (z, z0_hat), ...
+             batch: dict, # image (b, 3, h, w), 8 or more; caption, label, boxes or map of each, as the model takes
+             sampler: str | Callable = 'ddim', # a name, or sampler(denoise, z, sigmas) -> (z, z0_hat), ...
              loss: Callable | None = None, # loss(net, z0, c, t, eps), of the training loop
              average: EMA | dict | None = None, # of the weights, as kept in training
              seed: int = 0 # of the noise
     ) -> Report: # its `bugs` is empty for a healthy model
-    "Look for the classic mistakes, from the pixels to the sampler, up to the first that is found. Raises `ValueError` for a batch that is none."
+    "Look for the classic mistakes, from pixels to sampler, up to the first found. Raises `ValueError` for a bad batch."
     p, out, was = Probe(ldm, batch, sampler, loss, average, seed), Report(), ldm.training
     ldm.eval()
     try:
         for check in CHECKS:
-            if out.bugs: out.append(Finding(check.__name__.removeprefix('check_').replace('_', ' '), None, 'not looked at: first mend what was found'))
+            if out.bugs:
+                out.append(Finding(check.__name__.removeprefix('check_').replace('_', ' '), None,
+                                   'not looked at: first mend what was found'))
             else: out.append(check(p))
     finally: ldm.train(was)
     return out

@@ -12,13 +12,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from ..datasets.images import to_bytes
 from .intervals import Measured, jackknife
 from .reader import Reader, load_reader
 
 # %% ../../nbs/metrics/03_distances.ipynb #bd6ecd8b
 def at_64(x: torch.Tensor) -> torch.Tensor: # b 3 h w -> b 3 64 64
-    "As the reader knows pictures."
-    return x if x.shape[-2:] == (64, 64) else F.interpolate(x, (64, 64), mode='bilinear', antialias=True, align_corners=False)
+    "As the reader knows images."
+    return (x if x.shape[-2:] == (64, 64)
+            else F.interpolate(x, (64, 64), mode='bilinear', antialias=True, align_corners=False))
 
 def reader_features(reader: Reader | None = None # None: the shipped one
     ): # a network: x (b, 3, h, w) in [-1, 1] -> features (b, 384), logits (b, 16) of time x season
@@ -33,35 +35,41 @@ def reader_features(reader: Reader | None = None # None: the shipped one
 
 # %% ../../nbs/metrics/03_distances.ipynb #70b3bbf0
 def inception_features(device='cpu'): # a network: x (b, 3, h, w) in [-1, 1] -> features (b, 2048), logits (b, 1008)
-    "Inception as papers use it, through torch-fidelity. The first call downloads 91 MB; raises `FileNotFoundError` where it cannot be had."
+    "Inception as papers use it, by torch-fidelity; downloads 91 MB once. Raises `FileNotFoundError` where it cannot."
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         net = FeatureExtractorInceptionV3('inception-v3-compat', ['2048', 'logits_unbiased']).to(device)
     except (ImportError, OSError) as e:
-        raise FileNotFoundError(f'Inception cannot be had here ({e}). It needs `pip install torch-fidelity` and, once, a network for its weights. '
-                                'Without them use the reader: its distances compare with each other, not with those of papers') from e
-    def network(x): return net(((x + 1)*127.5).round().clamp(0, 255).byte().to(device))
+        raise FileNotFoundError(f'Inception cannot be had here ({e}). '
+                                'It needs `pip install torch-fidelity` and, once, a network for its weights. '
+                                'Without them use the reader: '
+                                'its distances compare with each other, not with those of papers') from e
+    def network(x): return net(to_bytes(x).to(device))
     return network
 
 # %% ../../nbs/metrics/03_distances.ipynb #7b2859db
 class Seen(NamedTuple):
-    "What a network made of a set of pictures."
+    "What a network made of a set of images."
     features: torch.Tensor # (n, d) float64, on the CPU
     logits: torch.Tensor | None # (n, k) float64
-    size: tuple # (h, w) of the pictures
+    size: tuple # (h, w) of the images
 
     @classmethod
     def cat(cls, parts: list):
-        return cls(torch.cat([p.features for p in parts]), None if parts[0].logits is None else torch.cat([p.logits for p in parts]), parts[0].size)
+        return cls(torch.cat([p.features for p in parts]),
+                   None if parts[0].logits is None else torch.cat([p.logits for p in parts]), parts[0].size)
 
 def embed(network, # as `reader_features` makes it
           x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
-          batch_size: int = 100 # pictures at a time
+          batch_size: int = 100 # images at a time
     ) -> Seen:
-    "Show pictures to a network. Raises `ValueError` for what is no set of pictures."
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x): raise ValueError(f'pictures of shape {tuple(x.shape)}: expected (n, 3, h, w)')
+    "Show images to a network. Raises `ValueError` for what is no set of images."
+    if x.ndim != 4 or x.shape[1] != 3 or not len(x):
+        raise ValueError(f'images of shape {tuple(x.shape)}: expected (n, 3, h, w)')
     bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad: raise ValueError(f'{len(bad)} of {len(x)} pictures hold NaN or infinity, first number {bad[0]}: the model is broken, or the precision too low')
+    if bad:
+        raise ValueError(f'{len(bad)} of {len(x)} images hold NaN or infinity, first number {bad[0]}: '
+                         'the model is broken, or the precision too low')
     out = [network(part) for part in x.split(batch_size)]
     double = lambda k: None if out[0][k] is None else torch.cat([o[k].double().cpu() for o in out])
     return Seen(double(0), double(1), tuple(x.shape[-2:]))
@@ -80,29 +88,30 @@ def fid(real: torch.Tensor, drawn: torch.Tensor # (n, d) and (m, d) features, fl
     m = FrechetInceptionDistance(feature=Same(real.shape[1]))
     m.update(real, real=True)
     m.update(drawn, real=False)
-    return m.compute().clamp(min=0)                                                    # of equal sets it may come out as -1e-5
+    return m.compute().clamp(min=0)  # of equal sets it may come out as -1e-5
 
 # %% ../../nbs/metrics/03_distances.ipynb #5156116a
 def kid(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d) features, float64
         subset: int = 1000 # rows at a time: bounds the memory
     ) -> torch.Tensor: # scalar, about 0 for equal distributions
-    "Squared MMD with a cubic kernel, unbiased (Binkowski et al. 2018); for more rows than `subset`, the mean over that many random parts."
+    "Squared MMD with a cubic kernel, unbiased (Binkowski et al. 2018); of many rows, the mean over random subsets."
     from torchmetrics.image.kid import KernelInceptionDistance
     rows = min(len(real), len(drawn), subset)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):                 # it shuffles by the global stream
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles by the global stream
         warnings.filterwarnings('ignore', message='Metric .*will save all')
         torch.manual_seed(0)
-        m = KernelInceptionDistance(feature=Same(real.shape[1]), subsets=max(1, min(len(real), len(drawn))//rows), subset_size=rows)
+        m = KernelInceptionDistance(feature=Same(real.shape[1]), subsets=max(1, min(len(real), len(drawn))//rows),
+                                    subset_size=rows)
         m.update(real, real=True)
         m.update(drawn, real=False)
         return m.compute()[0]
 
 def inception_score(logits: torch.Tensor # (n, k)
     ) -> torch.Tensor: # scalar, 1 to k
-    "How clearly pictures are of a class, and how evenly of all (Salimans et al. 2016), over the whole set."
+    "How clearly images are of a class, and how evenly of all (Salimans et al. 2016), over the whole set."
     from torchmetrics.image.inception import InceptionScore
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter('ignore')                                                # of memory, and of the deviation of one part
+        warnings.simplefilter('ignore')  # of memory, and of the standard deviation of one part
         m = InceptionScore(feature=Same(logits.shape[1]), splits=1)
         m.update(logits)
         return m.compute()[0]
@@ -111,7 +120,8 @@ def inception_score(logits: torch.Tensor # (n, k)
 def radius(x: torch.Tensor, k: int, chunk: int # (n, d) features; which neighbour; rows at a time
     ) -> torch.Tensor: # (n,)
     "Distance of each row to its k-th nearest other row."
-    return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(chunk)])           # the nearest is the row itself
+    # the nearest is the row itself
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(chunk)])
 
 def inside(x: torch.Tensor, y: torch.Tensor, r: torch.Tensor, chunk: int # (n, d), (m, d) features, (m,) radii
     ) -> torch.Tensor: # scalar, 0 to 1
@@ -122,31 +132,38 @@ def precision_recall(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d
                      k: int = 3, # neighbours that a ball reaches to
                      chunk: int = 1000 # rows at a time: bounds the memory
     ) -> tuple: # precision, recall: scalars, 0 to 1
-    "Of drawn pictures among real ones, and the reverse (Kynkaanniemi et al. 2019, eq. 1 to 3). Raises `ValueError` for too few."
+    "Of drawn images among real ones, and the reverse (Kynkaanniemi et al. 2019). Raises `ValueError` for too few."
     if min(len(real), len(drawn)) <= k:
-        raise ValueError(f'{len(real)} real and {len(drawn)} drawn pictures: a ball to neighbour {k} needs at least {k + 1} of each')
+        raise ValueError(f'{len(real)} real and {len(drawn)} drawn images: '
+                         f'a ball to neighbour {k} needs at least {k + 1} of each')
     return inside(drawn, real, radius(real, k, chunk), chunk), inside(real, drawn, radius(drawn, k, chunk), chunk)
 
 # %% ../../nbs/metrics/03_distances.ipynb #b3c7e272
-def set_measures(real: torch.Tensor, drawn: torch.Tensor, logits: torch.Tensor | None # as in `Seen`; logits of the drawn
+def set_measures(real: torch.Tensor, drawn: torch.Tensor,
+                 logits: torch.Tensor | None # as in `Seen`; logits of the drawn
     ) -> torch.Tensor: # (5,) or, without logits, (4,)
     "FID, KID, precision, recall, IS."
     out = [fid(real, drawn), kid(real, drawn), *precision_recall(real, drawn)]
     return torch.stack([v.double() for v in out + ([] if logits is None else [inception_score(logits)])])
 
-SET_MEASURES = dict(FID=(0., math.inf), KID=(-math.inf, math.inf), precision=(0., 1.), recall=(0., 1.), IS=(1., math.inf))     # and their ranges
+# and their ranges
+SET_MEASURES = dict(FID=(0., math.inf), KID=(-math.inf, math.inf), precision=(0., 1.), recall=(0., 1.),
+                    IS=(1., math.inf))
 
 def compare(real: Seen, drawn: Seen, # two sets
-            floor: Seen | None = None # other real pictures, equally many, to stand in the place of the drawn
+            floor: Seen | None = None # other real images, equally many, to stand in the place of the drawn
     ) -> dict: # name -> Measured
-    "How far one set is from another. Raises `ValueError` for different sizes or too few; warns where FID has fewer pictures than features."
+    "How far one set is from another. Raises `ValueError` for different sizes or too few; warns of too few for FID."
     sizes = {s.size for s in (real, drawn, floor) if s}
     if len(sizes) > 1:
-        raise ValueError(f'pictures of {" and ".join(f"{h}x{w}" for h, w in sorted(sizes))}: scale them first, or the size is what is measured')
+        raise ValueError(f'images of {" and ".join(f"{h}x{w}" for h, w in sorted(sizes))}: '
+                         'scale them first, or the size is what is measured')
     few, d = min(len(real.features), len(drawn.features)), real.features.shape[1]
     if few <= d:
-        warnings.warn(f'{few} pictures and {d} features: a covariance needs more than {d} for its full rank. Compare this FID with others of the same n alone')
+        warnings.warn(f'{few} images and {d} features: a covariance needs more than {d} for its full rank. '
+                      'Compare this FID with others of the same n alone')
     measured = zip(SET_MEASURES, *jackknife(set_measures, real.features, drawn.features, drawn.logits))
     base = [None]*5 if floor is None else set_measures(real.features, floor.features, floor.logits).tolist()
     cut = lambda k, v: min(max(v.item(), SET_MEASURES[k][0]), SET_MEASURES[k][1])
-    return {k: Measured(v.item(), cut(k, low), cut(k, high), len(drawn.features), f) for (k, v, low, high), f in zip(measured, base)}
+    return {k: Measured(v.item(), cut(k, low), cut(k, high), len(drawn.features), f)
+            for (k, v, low, high), f in zip(measured, base)}

@@ -15,12 +15,13 @@ import torch
 # %% ../../nbs/metrics/02_intervals.ipynb #8e9dba34
 @dataclass
 class Measured:
-    "A number, its 95 % interval, how many pictures it rests on, and what real pictures get in its place."
+    "A number, its 95 % interval, how many images it rests on, and what real images get in its place."
     value: float
     low: float # end of the interval
     high: float # its other end
-    n: int # pictures
-    floor: float | None = None # of real pictures: the noise floor of a distance, the judge's own share of right answers; None: there is none
+    n: int # images
+    # the same of real images: noise floor of a distance, right answers of the judge; None: none
+    floor: float | None = None
 
     def __str__(self):
         digits = lambda v: f'{v:.4g}' if abs(v) >= 10 else f'{v:.3f}'
@@ -37,35 +38,38 @@ def wilson(share: float, # of right answers, 0 to 1
     z = NormalDist().inv_cdf((1 + level)/2)
     middle, half = share + z*z/(2*n), z*math.sqrt(share*(1 - share)/n + (z/(2*n))**2)
     low, high = (middle - half)/(1 + z*z/n), (middle + half)/(1 + z*z/n)
-    return max(0., min(low, share)), min(1., max(high, share))              # at 0 and 1 rounding would leave the share outside
+    return max(0., min(low, share)), min(1., max(high, share))    # at 0 and 1 rounding would leave the share outside
 
 # %% ../../nbs/metrics/02_intervals.ipynb #ada06496
-def bootstrap(num: torch.Tensor, den: torch.Tensor, # (n, k) each: what is summed over the pictures and divided, column by column
+def bootstrap(num: torch.Tensor,
+              den: torch.Tensor, # (n, k) each: what is summed over the images and divided, column by column
               level: float = .95, resamples: int = 1000, seed: int = 0 # of the interval; how often; of the draws
     ) -> tuple: # (low, high)
-    "The percentile interval of the mean over columns of sum(num)/sum(den), over pictures drawn again (Efron 1979)."
+    "The percentile interval of the mean over columns of sum(num)/sum(den), over images drawn again (Efron 1979)."
     rng, n, out = np.random.default_rng(seed), len(num), []
     num, den = num.double(), den.double()
     for k in range(0, resamples, 100):
-        often = torch.from_numpy(rng.multinomial(n, np.full(n, 1/n), size=min(100, resamples - k))).double()   # how often each picture was drawn
+        # how often each image was drawn
+        often = torch.from_numpy(rng.multinomial(n, np.full(n, 1/n), size=min(100, resamples - k))).double()
         out.append(((often@num)/(often@den)).nanmean(1))
     return tuple(torch.cat(out).quantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.double)).tolist())
 
 # %% ../../nbs/metrics/02_intervals.ipynb #b28ce01c
 @dataclass
 class Tally:
-    "For each picture, what counts and out of how much; (n, k), the columns are averaged at the end."
+    "For each image, what counts and out of how much; (n, k), the columns are averaged at the end."
     num: torch.Tensor
-    den: torch.Tensor # 0 where a picture was not asked
-    share: bool = False # of right answers: Wilson's interval, as if each picture had answered one question
+    den: torch.Tensor # 0 where an image was not asked
+    share: bool = False # of right answers: Wilson's interval, as if each image had answered one question
 
     @classmethod
-    def cat(cls, parts: list): return cls(*(torch.cat([getattr(p, k) for p in parts]) for k in ('num', 'den')), parts[0].share)
+    def cat(cls, parts: list):
+        return cls(*(torch.cat([getattr(p, k) for p in parts]) for k in ('num', 'den')), parts[0].share)
 
     def value(self) -> float: # NaN where nothing was asked
         return (self.num.double().sum(0)/self.den.double().sum(0)).nanmean().item()
 
-    def measured(self, floor: 'Tally | None' = None) -> Measured: # floor: the same of real pictures
+    def measured(self, floor: 'Tally | None' = None) -> Measured: # floor: the same of real images
         v, n = self.value(), int((self.den > 0).any(1).sum())
         low, high = wilson(min(1., v), n) if self.share else bootstrap(self.num, self.den)
         return Measured(v, low, high, n, None if floor is None else floor.value())
@@ -77,10 +81,12 @@ def jackknife(statistic, # (*sets) -> (k,) numbers
               *sets: torch.Tensor, # (n, ...) each, at least 2 rows a block; None stays None
               level: float = .95 # of the intervals
     ) -> tuple: # values, low, high: (k,) each
-    "Intervals from leaving out each tenth of all sets at once (Quenouille, Tukey). Raises `ValueError` for too few rows."
+    "Intervals from leaving out each tenth of all sets (Quenouille, Tukey). Raises `ValueError` for too few rows."
     from scipy.stats import t
     few = min(len(s) for s in sets if s is not None)
-    if few < 2*BLOCKS: raise ValueError(f'{few} pictures: expected at least {2*BLOCKS}, since intervals come from leaving out each tenth')
+    if few < 2*BLOCKS:
+        raise ValueError(f'{few} images: '
+                         f'expected at least {2*BLOCKS}, since intervals come from leaving out each tenth')
     rest = lambda s, b: None if s is None else s[torch.arange(len(s)) % BLOCKS != b]
     value, without = statistic(*sets), torch.stack([statistic(*(rest(s, b) for s in sets)) for b in range(BLOCKS)])
     half = t.ppf((1 + level)/2, BLOCKS - 1)*((BLOCKS - 1)/BLOCKS*(without - without.mean(0)).square().sum(0)).sqrt()

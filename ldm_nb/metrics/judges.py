@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['JUDGES', 'judge_text', 'judge_class', 'drawn_boxes', 'judge_layout', 'segment', 'judge_map', 'judge_inpaint',
-           'decibels', 'judge_x4', 'enlarged']
+           'judge_x4', 'enlarged']
 
 # %% ../../nbs/metrics/04_judges.ipynb #fae55b2c
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ..datasets.captions import asked
+from ..datasets.captions import parse_caption
 from ..datasets.scenes import CLASSES, SEASONS, TIMES
 from .distances import at_64
 from .intervals import Tally
@@ -19,21 +19,24 @@ from .reconstruction import psnr, ssim
 
 # %% ../../nbs/metrics/04_judges.ipynb #4e3a64b3
 def judge_text(x: torch.Tensor, # (b, 3, h, w) drawn
-               a: dict, # what was asked: image (b, 3, h, w), and caption, label, boxes, map, mask, small, as the condition has it
-               reader: Reader, distance # whose verdicts count; (x, y) -> (b,), for pictures that are enlarged
+               a: dict, # image (b, 3, h, w), and what was asked: caption, label, boxes, map, mask or small
+               reader: Reader, distance # whose verdicts count; (x, y) -> (b,), for images that are enlarged
     ) -> dict: # name -> Tally; of a question that a caption does not ask, nothing counts
     "Is what the caption asks for there, attribute by attribute?"
-    rows = [verdicts(s, asked(c)) for s, c in zip(read(reader, at_64(x)), a['caption'])]
+    rows = [verdicts(s, parse_caption(c)) for s, c in zip(read(reader, at_64(x)), a['caption'])]
     names = ('time', 'season', 'house colour', 'house present', 'house absent', 'trees', 'mountains', 'clouds', 'lake')
     column = lambda v: torch.tensor(v).reshape(-1, 1)
-    out = {f'caption: {k}': Tally(column([r.get(k, False) for r in rows]), column([k in r for r in rows]), True) for k in names}
+    out = {f'caption: {k}': Tally(column([r.get(k, False) for r in rows]), column([k in r for r in rows]), True)
+           for k in names}
     return out | {'caption: all': Tally(column([sum(r.values()) for r in rows]), column([len(r) for r in rows]), True)}
 
 def judge_class(x, a, reader, distance) -> dict: # as `judge_text`
     "Is it the time of day and the season of the class?"
     seen, said = read(reader, at_64(x)), [(TIMES[k//4], SEASONS[k % 4]) for k in a['label'].tolist()]
-    right = torch.tensor([[s['time'] == t, s['season'] == e, (s['time'], s['season']) == (t, e)] for s, (t, e) in zip(seen, said)])
-    return {k: Tally(right[:, j:j+1], torch.ones_like(right[:, :1]), True) for j, k in enumerate(('class: time', 'class: season', 'class: both'))}
+    right = torch.tensor([[s['time'] == t, s['season'] == e, (s['time'], s['season']) == (t, e)]
+                          for s, (t, e) in zip(seen, said)])
+    return {k: Tally(right[:, j:j+1], torch.ones_like(right[:, :1]), True)
+            for j, k in enumerate(('class: time', 'class: season', 'class: both'))}
 
 # %% ../../nbs/metrics/04_judges.ipynb #16cfd64e
 def drawn_boxes(seg: np.ndarray, # (h, w) class ids
@@ -62,10 +65,11 @@ def judge_layout(x, a, reader, distance) -> dict: # as `judge_text`
 @torch.no_grad()
 def segment(reader: Reader, x: torch.Tensor) -> torch.Tensor: # b 3 h w in [-1, 1] -> (b, 64, 64) class ids, on the CPU
     "What the reader takes each pixel for."
-    return torch.cat([reader.segment(at_64(part.to(next(reader.parameters()).device))).argmax(1).cpu() for part in x.split(100)])
+    return torch.cat([reader.segment(at_64(part.to(next(reader.parameters()).device))).argmax(1).cpu()
+                      for part in x.split(100)])
 
 def judge_map(x, a, reader, distance) -> dict: # as `judge_text`
-    "Does the drawn picture, read as a map, agree with the map that was asked for?"
+    "Does the drawn image, read as a map, agree with the map that was asked for?"
     want = F.interpolate(a['map'][:, None].float(), (64, 64), mode='nearest-exact')[:, 0].long()
     p, q = (F.one_hot(m, len(CLASSES)).bool().flatten(1, 2) for m in (segment(reader, x), want))
     union, there = (p | q).sum(1), q.any(1).any(0)
@@ -78,21 +82,20 @@ def judge_inpaint(x, a, reader, distance) -> dict: # as `judge_text`
     same = ((x == a['image']) | (a['mask'] > 0)).flatten(1).all(1, keepdim=True)
     return {'inpaint: known kept': Tally(same, torch.ones_like(same), True)}
 
-def decibels(x, y): # (b, 3, h, w) each -> (b, 1)
-    "PSNR; equal pictures count as 100 dB, for a mean must stay finite."
-    return psnr(x, y).clamp(max=100)[:, None]
-
 def judge_x4(x, a, reader, distance) -> dict: # as `judge_text`
-    "How near to the original, and how true to the small picture?"
+    "How near to the original, and how true to the small image?"
     real, small = a['image'], a['small']
     one, where = torch.ones(len(x), 1), next(reader.parameters()).device
     d = lambda y: distance(real.to(where), y.to(where)).cpu()[:, None]
     back = F.interpolate(x, small.shape[-2:], mode='area')
-    return {'x4: PSNR': Tally(decibels(real, x), one), 'x4: SSIM': Tally(ssim(real, x)[:, None], one),
-            'x4: perceptual, to bicubic': Tally(d(x), d(enlarged(small, real))), 'x4: consistency': Tally(decibels(small, back), one)}
+    return {'x4: PSNR': Tally(psnr(real, x, 100)[:, None], one),
+            'x4: SSIM': Tally(ssim(real, x)[:, None], one),
+            'x4: perceptual, to bicubic': Tally(d(x), d(enlarged(small, real))),
+            'x4: consistency': Tally(psnr(small, back, 100)[:, None], one)}
 
 def enlarged(small: torch.Tensor, like: torch.Tensor) -> torch.Tensor: # b 3 h w -> the size of `like`
     "By bicubic interpolation, cut to [-1, 1]."
     return F.interpolate(small, like.shape[-2:], mode='bicubic', align_corners=False).clamp(-1, 1)
 
-JUDGES = dict(text=judge_text, frozen=judge_text, layout=judge_layout, map=judge_map, inpaint=judge_inpaint, x4=judge_x4) | {'class': judge_class}
+JUDGES = {'text': judge_text, 'frozen': judge_text, 'class': judge_class, 'layout': judge_layout, 'map': judge_map,
+          'inpaint': judge_inpaint, 'x4': judge_x4}

@@ -15,13 +15,14 @@ from .intervals import Measured, wilson
 # %% ../../nbs/metrics/06_preferences.ipynb #0e443558
 def preference_pairs(a: torch.Tensor, b: torch.Tensor, # (n, 3, h, w) each: two models, asked for the same
                      seed: int = 0 # of order and sides
-    ) -> list: # of dict(left, right: pictures to show, index: into a and b, a_left: bool, not to be shown)
+    ) -> list: # of dict(left, right: images to show, index: into a and b, a_left: bool, not to be shown)
     "Pairs for a blind study, in random order, sides random. Raises `ValueError` for sets that make no pairs."
     if a.shape != b.shape or a.ndim != 4 or not len(a):
-        raise ValueError(f'pictures of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected the same, (n, 3, h, w)')
+        raise ValueError(f'images of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected the same, (n, 3, h, w)')
     rng = generator(seed, 12)
     order, sides = torch.randperm(len(a), generator=rng).tolist(), torch.rand(len(a), generator=rng) < .5
-    return [dict(left=a[i] if s else b[i], right=b[i] if s else a[i], index=i, a_left=bool(s)) for i, s in zip(order, sides)]
+    return [dict(left=a[i] if s else b[i], right=b[i] if s else a[i], index=i, a_left=bool(s))
+            for i, s in zip(order, sides)]
 
 def keep_answer(path: str | Path, number: int, side: str): # JSON lines; place in the list of pairs; 'left' or 'right'
     "Add one answer to a file."
@@ -29,26 +30,31 @@ def keep_answer(path: str | Path, number: int, side: str): # JSON lines; place i
     with open(path, 'a') as f: f.write(json.dumps([number, side]) + '\n')
 
 def kept_answers(path: str | Path) -> list: # of (number, side)
-    "Raises `ValueError` naming a line that is no answer."
+    "Read the answers back. Raises `ValueError` naming a line that is no answer."
     out = []
     for k, line in enumerate(Path(path).read_text().splitlines(), start=1):
         try:
             number, side = json.loads(line)
             out.append((int(number), str(side)))
         except (ValueError, TypeError) as e:
-            raise ValueError(f'{path}, line {k}: {line[:40]!r} is no answer, expected [number, "left" or "right"]') from e
+            raise ValueError(f'{path}, line {k}: '
+                             f'{line[:40]!r} is no answer, expected [number, "left" or "right"]') from e
     return out
 
 # %% ../../nbs/metrics/06_preferences.ipynb #57362491
-def preference_result(pairs: list, answers: list # as `preference_pairs` made them; of (number, 'left' or 'right'), one a pair, in any order
+def preference_result(pairs: list, # as `preference_pairs` made them
+                      answers: list # of (number, 'left' or 'right'), one a pair, in any order
     ) -> Measured: # the share that preferred a; its floor is .5, that of two equal models
-    "Raises `ValueError` for pairs without an answer, or with two."
+    "How many preferred a. Raises `ValueError` for pairs without an answer, or with two."
     numbers = [k for k, _ in answers]
     wrong = [f'{k}: {s!r}' for k, s in answers if s not in ('left', 'right') or not 0 <= k < len(pairs)]
-    if wrong: raise ValueError(f'{wrong[0]} is no answer: expected the number of a pair, 0 to {len(pairs) - 1}, and left or right')
+    if wrong:
+        raise ValueError(f'{wrong[0]} is no answer: expected the number of a pair, 0 to {len(pairs) - 1}, '
+                         'and left or right')
     if twice := sorted({k for k in numbers if numbers.count(k) > 1}):
         raise ValueError(f'pair(s) {", ".join(map(str, twice))} answered twice: keep one answer each')
     if missing := sorted(set(range(len(pairs))) - set(numbers)):
-        raise ValueError(f'{len(missing)} of {len(pairs)} pairs have no answer, the first is {missing[0]}: leaving out the hard ones would bend the result')
+        raise ValueError(f'{len(missing)} of {len(pairs)} pairs have no answer, the first is {missing[0]}: '
+                         'leaving out the hard ones would bend the result')
     share = sum((s == 'left') == pairs[k]['a_left'] for k, s in answers)/len(pairs)
     return Measured(share, *wilson(share, len(pairs)), len(pairs), .5)

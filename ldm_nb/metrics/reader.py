@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..datasets.captions import asked
+from ..datasets.captions import parse_caption
 from ..datasets.scenes import ATTRIBUTES, CLASSES
 from ..engine.files import find_pretrained, load_into, load_model, save_model
 
@@ -19,7 +19,8 @@ from ..engine.files import find_pretrained, load_into, load_model, save_model
 def stage(ch_in: int, ch_out: int, stride: int = 2) -> nn.Sequential: # b ch_in h w -> b ch_out h/stride w/stride
     "Two 3x3 convolutions, each with group norm and SiLU."
     layers = []
-    for i, s in ((ch_in, stride), (ch_out, 1)): layers += [nn.Conv2d(i, ch_out, 3, stride=s, padding=1), nn.GroupNorm(8, ch_out), nn.SiLU()]
+    for i, s in ((ch_in, stride), (ch_out, 1)):
+        layers += [nn.Conv2d(i, ch_out, 3, stride=s, padding=1), nn.GroupNorm(8, ch_out), nn.SiLU()]
     return nn.Sequential(*layers)
 
 # %% ../../nbs/metrics/00_reader.ipynb #2acbb17d
@@ -28,11 +29,13 @@ class Reader(nn.Module):
     def __init__(self, widths: tuple = (16, 32, 48, 80, 112)): # channels of the stages, fine to coarse
         super().__init__()
         self.config = dict(widths=list(widths))
-        self.stages = nn.ModuleList(stage(i, o, 1 if k == 0 else 2) for k, (i, o) in enumerate(zip((3, *widths), widths)))
+        self.stages = nn.ModuleList(stage(i, o, 1 if k == 0 else 2)
+                                    for k, (i, o) in enumerate(zip((3, *widths), widths)))
         self.hidden = nn.Linear(2*(widths[-1] + widths[-2]), 128)
         self.heads = nn.ModuleDict({k: nn.Linear(128, len(v)) for k, v in ATTRIBUTES.items()})
         self.lateral = nn.ModuleList(nn.Conv2d(w, 32, 1) for w in widths)
-        self.dense = nn.Sequential(nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(), nn.Conv2d(32, len(CLASSES), 1))
+        self.dense = nn.Sequential(nn.GroupNorm(8, 32), nn.SiLU(), nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(),
+                                   nn.Conv2d(32, len(CLASSES), 1))
 
     def features(self, x: torch.Tensor # (b, 3, h, w) in [-1, 1]
         ) -> list: # five feature maps, fine to coarse
@@ -49,7 +52,8 @@ class Reader(nn.Module):
         return {k: head(h) for k, head in self.heads.items()}
 
     def segment(self, x): # b 3 h w -> b classes h w logits
-        if x.shape[-1] % 16 or x.shape[-2] % 16: raise ValueError(f'{x.shape[-2]}x{x.shape[-1]} pixels: both sides must be divisible by 16')
+        if x.shape[-1] % 16 or x.shape[-2] % 16:
+            raise ValueError(f'{x.shape[-2]}x{x.shape[-1]} pixels: both sides must be divisible by 16')
         feats = self.features(x)
         h = self.lateral[-1](feats[-1])
         for lateral, f in zip(reversed(self.lateral[:-1]), reversed(feats[:-1])):
@@ -60,7 +64,7 @@ class Reader(nn.Module):
 
 # %% ../../nbs/metrics/00_reader.ipynb #b2528995
 def damage(x: torch.Tensor, # (b, 3, h, w) in [-1, 1]
-           rng # where the randomness comes from: a generator on the CPU, or a function of (shape, torch.rand or torch.randn), as a trainer has
+           rng # a generator on the CPU, or a function of (shape, torch.rand or torch.randn), as a trainer has
     ) -> torch.Tensor: # the same shape
     "Random noise for all, blur by down and up for half, a change of brightness of up to 6 %."
     draw = lambda shape, how: (rng(shape, how) if callable(rng) else how(shape, generator=rng)).to(x.device)
@@ -72,17 +76,18 @@ def damage(x: torch.Tensor, # (b, 3, h, w) in [-1, 1]
 
 def reader_loss(reader: Reader, batch: dict, # image, map, attributes, as `render_all` gives them
                 rng) -> torch.Tensor: # as in `damage` -> scalar
-    "Cross-entropy of every attribute and of the map, on damaged pictures."
+    "Cross-entropy of every attribute and of the map, on damaged images."
     atts, seg = reader(damage(batch['image'].float()/127.5 - 1, rng))
-    return sum(F.cross_entropy(atts[k].float(), v) for k, v in batch['attributes'].items()) + F.cross_entropy(seg.float(), batch['map'].long())
+    return sum(F.cross_entropy(atts[k].float(), v)
+               for k, v in batch['attributes'].items()) + F.cross_entropy(seg.float(), batch['map'].long())
 
 # %% ../../nbs/metrics/00_reader.ipynb #565c32c8
 @torch.no_grad()
 def read(reader: Reader, # in evaluation mode or not: it has no dropout
          x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
-         batch_size: int = 256 # pictures at a time
-    ) -> list[dict]: # for each picture: attribute -> value
-    "What the reader sees in each picture."
+         batch_size: int = 256 # images at a time
+    ) -> list[dict]: # for each image: attribute -> value
+    "What the reader sees in each image."
     out, device = [], next(reader.parameters()).device
     for part in x.split(batch_size):
         best = {k: v.argmax(1).tolist() for k, v in reader.attributes(part.to(device)).items()}
@@ -91,7 +96,7 @@ def read(reader: Reader, # in evaluation mode or not: it has no dropout
 
 # %% ../../nbs/metrics/00_reader.ipynb #48988a13
 def verdicts(seen: dict, # attribute -> value, as `read` gives it
-             want: dict # attribute -> value asked for, as `asked` gives it
+             want: dict # attribute -> value asked for, as `parse_caption` gives it
     ) -> dict: # question -> bool; 'house colour' and 'house absent' are two questions
     "Which of the things that were asked for are there."
     out = {}
@@ -103,11 +108,12 @@ def verdicts(seen: dict, # attribute -> value, as `read` gives it
     return out
 
 def caption_accuracy(reader: Reader, x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
-                     captions: list[str] # what each picture was asked to show
+                     captions: list[str] # what each image was asked to show
     ) -> dict: # question -> (share of right answers, how often it was asked); 'all' counts every question
     "Of what the captions asked for, how much is there? Raises `ValueError` if the numbers differ."
-    if len(x) != len(captions): raise ValueError(f'{len(x)} pictures and {len(captions)} captions: there must be one for each')
-    rows = [verdicts(s, asked(c)) for s, c in zip(read(reader, x), captions)]
+    if len(x) != len(captions):
+        raise ValueError(f'{len(x)} images and {len(captions)} captions: there must be one for each')
+    rows = [verdicts(s, parse_caption(c)) for s, c in zip(read(reader, x), captions)]
     tally = {k: [r[k] for r in rows if k in r] for k in sorted({k for r in rows for k in r})}
     tally['all'] = [v for r in rows for v in r.values()]
     return {k: (sum(v)/max(1, len(v)), len(v)) for k, v in tally.items()}
@@ -126,24 +132,30 @@ def load_reader(name: str | Path = 'reader' # a name in data/pretrained, or a fo
     folder = find_pretrained(name)
     config, tensors = load_model(folder)
     if config.get('kind') != 'reader':
-        raise ValueError(f'{folder} holds {config.get("kind", "a model of no kind")!r}, not a reader. Give a folder that save_reader wrote.')
+        raise ValueError(f'{folder} holds {config.get("kind", "a model of no kind")!r}, not a reader. '
+                         'Give a folder that save_reader wrote.')
     try: reader = Reader(**config['model'])
     except (KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{folder}/config.json does not describe a reader ({type(e).__name__}: {e}). Copy it again from where it came.') from e
+        raise ValueError(f'{folder}/config.json does not describe a reader ({type(e).__name__}: {e}). '
+                         'Copy it again from where it came.') from e
     return load_into(reader, tensors, str(folder)).eval()
 
 # %% ../../nbs/metrics/00_reader.ipynb #40a67d3f
 @torch.no_grad()
 def reader_accuracy(reader: Reader, data: dict, # as `render_all` gives it
-                    batch_size: int = 128 # pictures at a time
+                    batch_size: int = 128 # images at a time
     ) -> dict: # attribute -> accuracy; 'house absent or not'; 'map mIoU', the mean over classes of intersection/union
-    "How often the reader is right on pictures whose truth is known."
-    right, inter, union, device = {k: 0. for k in (*ATTRIBUTES, 'house absent or not')}, 0., 0., next(reader.parameters()).device
+    "How often the reader is right on images whose truth is known."
+    right = {k: 0. for k in (*ATTRIBUTES, 'house absent or not')}
+    inter = 0.
+    union = 0.
+    device = next(reader.parameters()).device
     for i in torch.arange(len(data['image'])).split(batch_size):
         atts, seg = reader((data['image'][i].float()/127.5 - 1).to(device))
         best = {k: v.argmax(1).cpu() for k, v in atts.items()}
         for k in ATTRIBUTES: right[k] += (best[k] == data['attributes'][k][i]).sum().item()
         right['house absent or not'] += ((best['house'] == 0) == (data['attributes']['house'][i] == 0)).sum().item()
-        a, b = F.one_hot(seg.argmax(1).cpu(), len(CLASSES)).bool(), F.one_hot(data['map'][i].long(), len(CLASSES)).bool()
+        a = F.one_hot(seg.argmax(1).cpu(), len(CLASSES)).bool()
+        b = F.one_hot(data['map'][i].long(), len(CLASSES)).bool()
         inter, union = inter + (a & b).sum((0, 1, 2)), union + (a | b).sum((0, 1, 2))
     return {k: v/len(data['image']) for k, v in right.items()} | {'map mIoU': (inter/union.clamp(min=1)).mean().item()}

@@ -8,24 +8,71 @@ __all__ = ['HybridEmbedder']
 # %% ../../nbs/paper/03_hybrid.ipynb #f6fc9349
 import torch
 from torch import nn
+from ..embedders import Condition
 from ..unet import Cond
 
 # %% ../../nbs/paper/03_hybrid.ipynb #7027bc26
-class HybridEmbedder(nn.Module):
+class HybridEmbedder(Condition):
     "Several embedders side by side: a hybrid condition (App. E.2)."
     kind = 'hybrid'
     def __init__(self, **parts: nn.Module): # name -> embedder; those with tokens share one width
         super().__init__()
         if not parts: raise ValueError('a hybrid of nothing: give it embedders by name')
         dims = {e.context_dim for e in parts.values() if e.context_dim}
-        if len(dims) > 1: raise ValueError(f'token widths {sorted(dims)}: parts that share the attention need one width')
+        if len(dims) > 1:
+            raise ValueError(f'token widths {sorted(dims)}: parts that share the attention need one width')
         self.parts, self.concat_ch = nn.ModuleDict(parts), sum(e.concat_ch for e in parts.values())
-        self.context_dim, self.vector_dim = max(dims, default=None), sum(e.vector_dim or 0 for e in parts.values()) or None
-        self.config, self.guidance = dict(parts={k: dict(kind=e.kind, **e.config) for k, e in parts.items()}), max(e.guidance for e in parts.values())
+        self.context_dim = max(dims, default=None)
+        self.vector_dim = sum(e.vector_dim or 0 for e in parts.values()) or None
+        self.config = dict(parts={k: dict(kind=e.kind, **e.config) for k, e in parts.items()})
+        self.guidance = max(e.guidance for e in parts.values())
+
+    def named_parts(self) -> dict: return dict(self.parts)
+
+    @property
+    def image_slots(self) -> tuple:
+        return tuple(dict.fromkeys(slot for e in self.parts.values() for slot in e.image_slots))
+
+    def check_names(self, names):
+        "Raise `ValueError` for a name that is not one of the parts."
+        if odd := set(names) - set(self.parts):
+            raise ValueError(f'this model is not told {", ".join(map(repr, odd))}: it is told {", ".join(self.parts)}')
+
+    def choose(self, y=None, image=None, mask=None) -> dict: # as `sample` takes them -> name -> what that part takes
+        "Deal out `y` by name, or to each part that is not an image. Raises `ValueError` for a part with none, or two."
+        by_name, given, missing = isinstance(y, dict), {}, []
+        if by_name: self.check_names(y)
+        for k, e in self.parts.items():
+            own = y.get(k) if by_name else None if e.image_slots else y
+            shown = dict(image=image, mask=mask) if e.image_slots else {}
+            if own is not None and any(v is not None for v in (shown.get(slot) for slot in e.image_slots)):
+                raise ValueError(f'{k} is given twice, in the dict and by image=')
+            if own is None and all(v is None for v in shown.values()): missing.append(e.wants or e.kind)
+            else: given[k] = e.choose(own, **shown)
+        if missing: raise ValueError(f'this model must be told what to draw: {", ".join(missing)}')
+        return given
+
+    def with_negative(self, prompts: list, negative
+        ) -> list: # one prompt an image; of the one part that is not an image, or dict(part=...)
+        "Prompts with the negative in place of a part. Raises `ValueError` if it is not clear of which."
+        worded = [k for k, e in self.parts.items() if e.guidance != 1]
+        if not isinstance(negative, dict):
+            if len(worded) != 1:
+                raise ValueError(f'which of {", ".join(self.parts)} is to be avoided? Say negative=dict(part=...)')
+            negative = {worded[0]: negative}
+        self.check_names(negative)
+        each = {k: self.parts[k].with_negative([None], v)[0] for k, v in negative.items()}
+        return [p | each for p in prompts]
+
+    def keep_known(self, x: torch.Tensor, prompts: list) -> torch.Tensor: # (b, 3, h, w) sampled -> the same
+        "As the parts do, one after the other."
+        for k, e in self.parts.items(): x = e.keep_known(x, [p[k] for p in prompts])
+        return x
 
     def prompts(self, y: dict) -> list: # name -> what that part takes, one or several; of dicts, one entry a prompt
         "Raises `ValueError` as the parts do, and where their numbers do not pair up."
-        if not isinstance(y, dict) or set(y) != set(self.parts): raise ValueError(f'this model is told {" and ".join(self.parts)}: give all of them')
+        if not isinstance(y, dict) or set(y) != set(self.parts):
+            raise ValueError(f'this model is told {" and ".join(self.parts)}: give all of them')
         each = {k: self.parts[k].prompts(v) for k, v in y.items()}
         n = max(map(len, each.values()))
         if odd := [f'{len(v)} of {k}' for k, v in each.items() if len(v) not in (1, n)]:
@@ -33,18 +80,22 @@ class HybridEmbedder(nn.Module):
         return [{k: v[i % len(v)] for k, v in each.items()} for i in range(n)]
 
     def size_of(self, y: dict): # (h, w), or None where no part asks for a size
-        sizes = {k: e.size_of(y[k]) for k, e in self.parts.items() if hasattr(e, 'size_of') and e.size_of(y[k])}
-        if len(set(sizes.values())) > 1: raise ValueError(', '.join(f'{k} asks for {h}x{w}' for k, (h, w) in sizes.items()) + ': expected one size')
+        sizes = {k: size for k, e in self.parts.items() if (size := e.size_of(y[k]))}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(', '.join(f'{k} asks for {h}x{w}' for k, (h, w) in sizes.items()) + ': expected one size')
         return next(iter(sizes.values()), None)
 
-    def prepare(self, asked: list, ae) -> dict: return {k: e.prepare([a[k] for a in asked], ae) for k, e in self.parts.items()}
+    def prepare(self, asked: list, ae) -> dict:
+        return {k: e.prepare([a[k] for a in asked], ae) for k, e in self.parts.items()}
 
     def join(self, conds: list) -> Cond:
-        slot = lambda k, dim: torch.cat(found, dim=dim) if (found := [c[k] for c in conds if c[k] is not None]) else None
+        slot = lambda k, dim: (torch.cat(found, dim=dim)
+                               if (found := [c[k] for c in conds if c[k] is not None]) else None)
         return Cond(slot(0, 1), slot(1, 1), slot(2, 1))
 
-    def null(self, n: int = 1, hw: tuple = None, rows: dict | None = None) -> Cond: # rows: of what is asked; then what is never guided alone is kept
+    def null(self, n: int = 1, hw: tuple = None, rows: dict | None = None
+        ) -> Cond: # rows: of what is asked; then what is never guided alone is kept
         kept = {k for k, e in self.parts.items() if rows and e.guidance == 1 < self.guidance}
         return self.join([e(rows[k]) if k in kept else e.null(n, hw) for k, e in self.parts.items()])
 
-    def forward(self, y: dict, drop_generator=None) -> Cond: return self.join([e(y[k], drop_generator) for k, e in self.parts.items()])
+    def forward(self, y: dict, rng=None) -> Cond: return self.join([e(y[k], rng) for k, e in self.parts.items()])

@@ -9,79 +9,109 @@ __all__ = ['ImageEmbedder', 'InpaintEmbedder']
 import torch
 import torch.nn.functional as F
 from torch import nn
-from ..embedders import drop_some
-from ..request import check_pictures
+from ..embedders import Condition, drop_some
+from ..request import check_images
 from ..unet import Cond
 
 # %% ../../nbs/paper/02_images.ipynb #df260cb1
-class ImageEmbedder(nn.Module):
+class ImageEmbedder(Condition):
     "A low-resolution picture as channels beside the latent (§4.4)."
-    kind, guidance = 'x4', 1.
+    kind = 'x4'
+    image_slots = ('image',)
+    wants = 'image=, a low-resolution picture'
     def __init__(self, factor: int = 4, # how many times smaller it is than what shall be drawn
                  drop: float = .1): # share replaced by nothing in training
         super().__init__()
         self.config = dict(factor=factor, drop=drop)
-        self.context_dim, self.vector_dim, self.concat_ch, self.factor, self.drop = None, None, 3, factor, drop
-        self.register_buffer('here', torch.zeros(()), persistent=False)                  # has no weights, and must still know its device
+        self.concat_ch, self.factor, self.drop = 3, factor, drop
+        # has no weights, and must still know its device
+        self.register_buffer('here', torch.zeros(()), persistent=False)
 
-    def prompts(self, y) -> list: return check_pictures(y, 'a low-resolution picture')
+    def choose(self, y=None, image=None, mask=None): # as `sample` takes them
+        "The image to enlarge, or `y` in its place."
+        return super().choose(image if y is None else y)
 
-    def size_of(self, x) -> tuple: return x.shape[1]*self.factor, x.shape[2]*self.factor # (h, w) pixels that a prompt asks for
+    def prompts(self, y) -> list: return check_images(y, 'a low-resolution picture')
 
-    def prepare(self, pictures: list, ae: nn.Module) -> torch.Tensor: # (b, 3, h/f, w/f): bicubic, where the latent has another size
+    def size_of(self, x) -> tuple: # (h, w) pixels that a prompt asks for
+        return x.shape[1]*self.factor, x.shape[2]*self.factor
+
+    def prepare(self, pictures: list, ae: nn.Module
+        ) -> torch.Tensor: # (b, 3, h/f, w/f): bicubic, where the latent has another size
         x = torch.stack(list(pictures)).to(self.here)
         hw = tuple(s//ae.f for s in self.size_of(x[0]))
         return x if x.shape[-2:] == hw else F.interpolate(x, size=hw, mode='bicubic', antialias=True)
 
-    def null(self, n: int = 1, hw: tuple = None) -> Cond: return Cond(concat=self.here.new_zeros(n, 3, *hw)) # grey
+    def null(self, n: int = 1, hw: tuple = None, rows=None) -> Cond: # grey
+        return Cond(concat=self.here.new_zeros(n, 3, *hw))
 
-    def forward(self, x, drop_generator=None) -> Cond: # (b, 3, h, w) -> concat, the same
+    def forward(self, x, rng=None) -> Cond: # (b, 3, h, w) -> concat, the same
         x = x.to(self.here.device)
-        return Cond(concat=drop_some(x, x.new_zeros(()), self.drop, drop_generator) if self.training else x)
+        return Cond(concat=drop_some(x, x.new_zeros(()), self.drop, rng) if self.training else x)
 
 # %% ../../nbs/paper/02_images.ipynb #9fe57276
-class InpaintEmbedder(nn.Module):
+class InpaintEmbedder(Condition):
     "A picture with a hole: its latent with the hole blanked, and the mask, beside the latent (§4.5)."
-    kind, guidance = 'inpaint', 1.
+    kind = 'inpaint'
+    image_slots = ('image', 'mask')
+    wants = 'image= and mask='
     def __init__(self, z_ch: int = 4, # channels of the first stage's latent
-                 any_pixel: bool = True, # a latent place is to be filled if any of its pixels is; False: if its first pixel is, as published
+                 any_pixel: bool = True, # fill a latent position if any pixel is; False: its first, as published
                  drop: float = .1, # share replaced by nothing in training
                  mask_first: bool = False, # as Stable Diffusion has it: the mask before the latent, and 0 where to keep
                  hole: float = 0.): # value of the pixels of a hole before it is encoded: grey; published: -1, black
         super().__init__()
         self.config = dict(z_ch=z_ch, any_pixel=any_pixel, drop=drop, mask_first=mask_first, hole=hole)
         self.mask_first, self.hole = mask_first, hole
-        self.context_dim, self.vector_dim, self.concat_ch, self.any_pixel, self.drop = None, None, z_ch + 1, any_pixel, drop
-        self.register_buffer('here', torch.zeros(()), persistent=False)                  # has no weights, and must still know its device
+        self.concat_ch, self.any_pixel, self.drop = z_ch + 1, any_pixel, drop
+        # has no weights, and must still know its device
+        self.register_buffer('here', torch.zeros(()), persistent=False)
 
-    def prompts(self, y) -> list: # of dict(image (3, h, w), mask (1, h, w)): dict(image=, mask=) of one or several, or a list of such
+    def prompts(self, y
+        ) -> list: # of dict(image (3, h, w), mask (1, h, w)): dict(image=, mask=) of one or several, or a list of such
         "Raises `ValueError` for pictures, masks or sizes that do not fit."
         if isinstance(y, (list, tuple)): return [p for item in y for p in self.prompts(item)]
         if not isinstance(y, dict) or set(y) != {'image', 'mask'} or any(v is None for v in y.values()):
             raise ValueError('expected a picture and its mask: image=, mask= (1 = fill, 0 = keep)')
-        images, masks = check_pictures(y['image']), list(y['mask']) if isinstance(y['mask'], (list, tuple)) else [y['mask']]
+        images = check_images(y['image'])
+        masks = list(y['mask']) if isinstance(y['mask'], (list, tuple)) else [y['mask']]
         try: masks = torch.stack([torch.as_tensor(m).float() for m in masks])
         except (TypeError, ValueError, RuntimeError) as e:
             raise ValueError(f'{str(y["mask"])[:60]} is no mask: expected (1, h, w) of 0 (keep) and 1 (fill)') from e
         masks = masks.reshape(-1, *masks.shape[-2:])
-        if len(masks) not in (1, len(images)): raise ValueError(f'{len(images)} picture(s) and {len(masks)} masks: expected one mask, or one for each')
+        if len(masks) not in (1, len(images)):
+            raise ValueError(f'{len(images)} picture(s) and {len(masks)} masks: expected one mask, or one for each')
         for x, m in zip(images, masks.expand(len(images), *masks.shape[1:])):
-            if x.shape[1:] != m.shape: raise ValueError(f'a mask of {tuple(m.shape)} for a picture of {tuple(x.shape[1:])}: expected the same size')
-        if not ((masks == 0) | (masks == 1)).all(): raise ValueError('the mask has values other than 0 (keep) and 1 (fill): cut it, e.g. mask > 0.5')
+            if x.shape[1:] != m.shape:
+                raise ValueError(f'a mask of {tuple(m.shape)} for a picture of {tuple(x.shape[1:])}: '
+                                 f'expected the same size')
+        if not ((masks == 0) | (masks == 1)).all():
+            raise ValueError('the mask has values other than 0 (keep) and 1 (fill): cut it, e.g. mask > 0.5')
         return [dict(image=x, mask=m[None]) for x, m in zip(images, masks.expand(len(images), *masks.shape[1:]))]
+
+    def choose(self, y=None, image=None, mask=None): # as `sample` takes them
+        "The image and its mask, or `y` in their place."
+        given = None if image is None and mask is None else dict(image=image, mask=mask)
+        return super().choose(given if y is None else y)
+
+    def keep_known(self, x: torch.Tensor, prompts: list) -> torch.Tensor: # (b, 3, h, w) sampled -> the same
+        "Put back, to the bit, the pixels that were not to be filled."
+        rows = zip(x, prompts)
+        return torch.stack([torch.where(p['mask'].to(x) > 0, y, p['image'].to(x)) for y, p in rows])
 
     def size_of(self, y: dict) -> tuple: return tuple(y['image'].shape[1:]) # (h, w) pixels that a prompt asks for
 
     @torch.no_grad()
     def prepare(self, asked: list, ae: nn.Module) -> torch.Tensor: # (b, z + 1, h/f, w/f)
-        "The latent of what is known, then the mask, 1 where to fill and -1 where to keep; or the mask, 1 and 0, before it."
+        "The latent of what is known, then the mask, 1 to fill and -1 to keep; or the mask, 1 and 0, before it."
         x, mask = (torch.stack([a[k] for a in asked]).to(self.here) for k in ('image', 'mask'))
         small = F.max_pool2d(mask, ae.f) if self.any_pixel else F.interpolate(mask, scale_factor=1/ae.f, mode='nearest')
         known = ae.encode(torch.where(mask > 0, self.hole, x))
         return torch.cat([small, known] if self.mask_first else [known, 2*small - 1], dim=1)
 
-    def null(self, n: int = 1, hw: tuple = None) -> Cond: return Cond(concat=self.here.new_zeros(n, self.concat_ch, *hw))
+    def null(self, n: int = 1, hw: tuple = None, rows=None) -> Cond:
+        return Cond(concat=self.here.new_zeros(n, self.concat_ch, *hw))
 
-    def forward(self, y, drop_generator=None) -> Cond: # (b, z + 1, h, w) -> concat, the same
+    def forward(self, y, rng=None) -> Cond: # (b, z + 1, h, w) -> concat, the same
         y = y.to(self.here.device)
-        return Cond(concat=drop_some(y, y.new_zeros(()), self.drop, drop_generator) if self.training else y)
+        return Cond(concat=drop_some(y, y.new_zeros(()), self.drop, rng) if self.training else y)

@@ -9,7 +9,7 @@ __all__ = ['check_boxes', 'LayoutEmbedder']
 from numbers import Real
 import torch
 import torch.nn.functional as F
-from ..embedders import drop_some
+from ..embedders import Condition, drop_some
 from ..text import TokenTransformer
 from ..unet import Cond
 
@@ -22,25 +22,32 @@ def check_boxes(boxes, # (k, 5): class, x0, y0, x1, y1 as fractions of the pictu
     "Pass a layout through. Raises `ValueError` that says which box is wrong and how."
     rows = boxes.tolist() if hasattr(boxes, 'tolist') else boxes
     if not isinstance(rows, (list, tuple)) or not all(isinstance(b, (list, tuple)) and len(b) == 5 for b in rows):
-        raise ValueError(f'{str(boxes)[:60]} is no layout: expected a list of boxes, class x0 y0 x1 y1 each, e.g. [["house", 0, 0, 1, 1]]')
-    if len(rows) > max_boxes: raise ValueError(f'{len(rows)} boxes, where {max_boxes} fit: leave the least important ones out')
+        raise ValueError(f'{str(boxes)[:60]} is no layout: expected a list of boxes, class x0 y0 x1 y1 each, e.g. '
+                         f'[["house", 0, 0, 1, 1]]')
+    if len(rows) > max_boxes:
+        raise ValueError(f'{len(rows)} boxes, where {max_boxes} fit: leave the least important ones out')
     for k, b in enumerate(rows):
-        if isinstance(b[0], str) and b[0] not in (names or []): raise ValueError(f'no class {b[0]!r}; there are {", ".join(names or ["no names"])}')
+        if isinstance(b[0], str) and b[0] not in (names or []):
+            raise ValueError(f'no class {b[0]!r}; there are {", ".join(names or ["no names"])}')
         if not all(isinstance(v, Real) for v in b[1:]) or not isinstance(b[0], (str, Real)):
             raise ValueError(f'box {k} is {b}: expected a class and four numbers')
-    boxes = torch.tensor([[names.index(b[0]) if isinstance(b[0], str) else b[0], *b[1:]] for b in rows], dtype=torch.float32).reshape(-1, 5)
+    boxes = torch.tensor([[names.index(b[0]) if isinstance(b[0], str) else b[0], *b[1:]] for b in rows],
+                         dtype=torch.float32).reshape(-1, 5)
     for k, (c, x0, y0, x1, y1) in enumerate(boxes.tolist()):
         if not 0 <= c < n_classes or c != int(c):
-            raise ValueError(f'box {k} has class {c:g}: expected 0 ... {n_classes - 1}' + (f' ({", ".join(names)})' if names else ''))
+            raise ValueError(f'box {k} has class {c:g}: expected 0 ... {n_classes - 1}' +
+                             (f' ({", ".join(names)})' if names else ''))
         if not (0 <= x0 <= 1 and 0 <= y0 <= 1 and 0 <= x1 <= 1 and 0 <= y1 <= 1):
             raise ValueError(f'box {k} is {x0:g} {y0:g} {x1:g} {y1:g}: expected fractions of the picture, 0 to 1')
-        if x0 >= x1 or y0 >= y1: raise ValueError(f'box {k} is {x0:g} {y0:g} {x1:g} {y1:g}: expected x0 < x1 and y0 < y1, top left first')
+        if x0 >= x1 or y0 >= y1:
+            raise ValueError(f'box {k} is {x0:g} {y0:g} {x1:g} {y1:g}: expected x0 < x1 and y0 < y1, top left first')
     return boxes
 
 # %% ../../nbs/paper/00_layouts.ipynb #8773476f
-class LayoutEmbedder(TokenTransformer):
+class LayoutEmbedder(Condition, TokenTransformer):
     "Boxes as a sentence of three words each: class, top left, bottom right (§4.3.1, App. E.2.1)."
-    kind, guidance = 'layout', 3.
+    kind = 'layout'
+    guidance = 3.
     def __init__(self, n_classes: int = 9, # of boxes
                  max_boxes: int = 16, # a layout; an error beyond
                  grid: int = 32, # corners are rounded to grid x grid points
@@ -50,19 +57,28 @@ class LayoutEmbedder(TokenTransformer):
                  head_ch: int | None = None, # width of a head; None: dim/heads
                  drop: float = .1, # share of layouts replaced by nothing in training
                  names: list | None = None, # of the classes, for errors and for boxes that name theirs
-                 size: int | None = None, # pixels a side: lay the boxes beside the latent too, a channel a class; None: words alone, as published
+                 size: int | None = None, # pixels a side: boxes beside the latent, too; None: tokens alone
                  stages: int = 2): # halvings from pixels to latents: log2 f
         super().__init__(n_classes + grid**2 + 2, dim, depth, heads, head_ch, 3*max_boxes)
-        self.config = dict(n_classes=n_classes, max_boxes=max_boxes, grid=grid, dim=dim, depth=depth, heads=heads, head_ch=head_ch, drop=drop,
-                           names=list(names) if names else None, size=size, stages=stages)
-        self.n_classes, self.max_boxes, self.grid, self.drop, self.names, self.size, self.stages = n_classes, max_boxes, grid, drop, names, size, stages
+        self.config = dict(n_classes=n_classes, max_boxes=max_boxes, grid=grid, dim=dim, depth=depth, heads=heads,
+                           head_ch=head_ch, drop=drop, names=list(names) if names else None, size=size, stages=stages)
+        self.n_classes = n_classes
+        self.max_boxes = max_boxes
+        self.grid = grid
+        self.drop = drop
+        self.names = names
+        self.size = size
+        self.stages = stages
         self.concat_ch = n_classes if size else 0
-        self.end, self.nothing = n_classes + grid**2, n_classes + grid**2 + 1          # ids of 'no more boxes' and of 'nothing was said'
+        # ids of 'no more boxes' and of 'nothing was said'
+        self.end, self.nothing = n_classes + grid**2, n_classes + grid**2 + 1
 
     def prompts(self, y) -> list: # of (k, 5): one layout, (b, k, 5), or a list of layouts
         "Raises `ValueError` as `check_boxes` does."
-        is_layout = lambda b: hasattr(b, 'tolist') or isinstance(b, (list, tuple)) and all(isinstance(v, (list, tuple)) for v in b)
-        several = y.ndim == 3 if hasattr(y, 'tolist') else isinstance(y, (list, tuple)) and len(y) > 0 and all(map(is_layout, y))
+        is_layout = lambda b: (hasattr(b, 'tolist') or
+                               isinstance(b, (list, tuple)) and all(isinstance(v, (list, tuple)) for v in b))
+        several = (y.ndim == 3 if hasattr(y, 'tolist')
+                   else isinstance(y, (list, tuple)) and len(y) > 0 and all(map(is_layout, y)))
         many = list(y) if several else [y]
         return [check_boxes(b, self.n_classes, self.max_boxes, self.names) for b in many]
 
@@ -70,26 +86,34 @@ class LayoutEmbedder(TokenTransformer):
         ids = torch.full((len(layouts), self.max_boxes, 3), self.end)
         for row, boxes in zip(ids, layouts):
             at = (boxes[:, 1:]*(self.grid - 1)).round().long()
-            row[:len(boxes)] = torch.stack([boxes[:, 0].long(), *(self.n_classes + at[:, k + 1]*self.grid + at[:, k] for k in (0, 2))], dim=1)
+            row[:len(boxes)] = torch.stack(
+                [boxes[:, 0].long(), *(self.n_classes + at[:, k + 1]*self.grid + at[:, k] for k in (0, 2))], dim=1)
         return ids.flatten(1)
 
-    def null(self, n: int = 1, hw=None) -> Cond: # context (n, 3*max_boxes, dim); concat as in `forward`, zeros
+    def null(self, n: int = 1, hw=None, rows=None
+        ) -> Cond: # context (n, 3*max_boxes, dim); concat as in `forward`, zeros
         "Nothing said, which is not the same as an empty layout."
         return self(torch.full((n, 3*self.max_boxes), self.nothing))
 
-    def size_of(self, boxes) -> tuple | None: return (self.size, self.size) if self.size else None # (h, w) pixels; None: any
+    def size_of(self, boxes) -> tuple | None: # (h, w) pixels; None: any
+        return (self.size, self.size) if self.size else None
 
-    def lay_out(self, ids) -> torch.Tensor: # (b, 3*max_boxes) int64 -> (b, n_classes, h, w): the share of each place that boxes of a class cover
-        "The boxes as a picture: of several of one class the largest share counts."
+    def lay_out(self, ids: torch.Tensor # (b, 3*max_boxes) int64
+        ) -> torch.Tensor: # (b, n_classes, h, w): the share of each position that boxes of a class cover
+        "The boxes as an image: of several of one class the largest share counts."
         cls, *corners = ids.unflatten(1, (self.max_boxes, 3)).unbind(2)
         side = self.size >> self.stages
         place, edge = side/(self.grid - 1), torch.arange(side, device=ids.device)
-        (x0, x1), (y0, y1) = ([f(c - self.n_classes, self.grid)[..., None]*place for c in corners] for f in (torch.remainder, torch.floor_divide))
-        cover = lambda lo, hi: (torch.minimum(hi, edge + 1) - torch.maximum(lo, edge)).clamp(0, 1)      # of each place, the length between lo and hi
+        (x0, x1), (y0, y1) = ([f(c - self.n_classes, self.grid)[..., None]*place for c in corners]
+                              for f in (torch.remainder, torch.floor_divide))
+        # of each place, the length between lo and hi
+        cover = lambda lo, hi: (torch.minimum(hi, edge + 1) - torch.maximum(lo, edge)).clamp(0, 1)
         share = cover(y0, y1)[..., :, None]*cover(x0, x1)[..., None, :]                 # b k h w
-        of = F.one_hot(cls.clamp(max=self.n_classes), self.n_classes + 1)[..., :-1]     # b k n_classes; words that are no class belong to none
+        # b k n_classes; words that are no class belong to none
+        of = F.one_hot(cls.clamp(max=self.n_classes), self.n_classes + 1)[..., :-1]
         return (of[..., None, None]*share[:, :, None]).amax(1)
 
-    def forward(self, ids, drop_generator=None) -> Cond: # (b, 3*max_boxes) int64 -> context (b, 3*max_boxes, dim); with a size, concat (b, n_classes, h, w)
-        ids = (drop_some(ids, self.nothing, self.drop, drop_generator) if self.training else ids).to(self.position.device)
+    def forward(self, ids, rng=None
+        ) -> Cond: # (b, 3*max_boxes) int64 -> context (b, 3*max_boxes, dim); with a size, concat (b, n_classes, h, w)
+        ids = (drop_some(ids, self.nothing, self.drop, rng) if self.training else ids).to(self.position.device)
         return Cond(context=self.tokens(ids), concat=self.lay_out(ids).to(self.position) if self.size else None)

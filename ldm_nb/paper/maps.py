@@ -11,41 +11,49 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from ..datasets.masks import downsample
-from ..embedders import drop_some
+from ..embedders import Condition, drop_some
 from ..unet import Cond
 
 # %% ../../nbs/paper/01_maps.ipynb #f6eedd07
-class MapEmbedder(nn.Module):
+class MapEmbedder(Condition):
     "A semantic map as channels beside the latent (§4.3.2): one channel a class, averaged, mixed by a 1x1 convolution."
-    kind, guidance = 'map', 1.
+    kind = 'map'
     def __init__(self, n_classes: int = 9, # ids are 0 ... n_classes-1
                  out_ch: int = 8, # channels laid beside the latent
                  stages: int = 2, # halvings from the map's size to the latent's: log2 f
                  drop: float = .1): # share of maps replaced by nothing in training
         super().__init__()
         self.config = dict(n_classes=n_classes, out_ch=out_ch, stages=stages, drop=drop)
-        self.context_dim, self.vector_dim, self.concat_ch = None, None, out_ch
-        self.n_classes, self.stages, self.drop, self.mix = n_classes, stages, drop, nn.Conv2d(n_classes, out_ch, 1, bias=False)
+        self.concat_ch = out_ch
+        self.n_classes = n_classes
+        self.stages = stages
+        self.drop = drop
+        self.mix = nn.Conv2d(n_classes, out_ch, 1, bias=False)
 
     def prompts(self, y) -> list: # of (h, w) int64: one map, (b, h, w), or a list of maps
         "Raises `ValueError` for what is no map, or names a class that is none."
-        several = isinstance(y, (list, tuple)) and y and all(hasattr(m, 'tolist') for m in y) or hasattr(y, 'tolist') and y.ndim == 3
+        several = (isinstance(y, (list, tuple)) and y and all(hasattr(m, 'tolist') for m in y) or
+                   hasattr(y, 'tolist') and y.ndim == 3)
         try: many = [torch.as_tensor(m) for m in (y if several else [y])]
-        except (TypeError, ValueError, RuntimeError) as e: raise ValueError(f'{str(y)[:60]} is no map: expected (h, w) class ids, or several') from e
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise ValueError(f'{str(y)[:60]} is no map: expected (h, w) class ids, or several') from e
         for m in many:
-            if m.ndim != 2 or m.is_floating_point(): raise ValueError(f'a map of shape {tuple(m.shape)} and {m.dtype}: expected (h, w) class ids')
+            if m.ndim != 2 or m.is_floating_point():
+                raise ValueError(f'a map of shape {tuple(m.shape)} and {m.dtype}: expected (h, w) class ids')
             if bad := [k for k in m.unique().tolist() if not 0 <= k < self.n_classes]:
                 raise ValueError(f'the map has ids {bad[:5]}: this model knows 0 ... {self.n_classes - 1}')
         return many
 
     def size_of(self, m: torch.Tensor) -> tuple: return tuple(m.shape) # (h, w) pixels that a prompt asks for
 
-    def prepare(self, maps: list, ae=None) -> torch.Tensor: return torch.stack([m.to(torch.int16) for m in maps]) # (b, h, w)
+    def prepare(self, maps: list, ae=None) -> torch.Tensor: # (b, h, w)
+        return torch.stack([m.to(torch.int16) for m in maps])
 
-    def null(self, n: int = 1, hw: tuple = None) -> Cond: # concat (n, out_ch, h, w)
+    def null(self, n: int = 1, hw: tuple = None, rows=None) -> Cond: # concat (n, out_ch, h, w)
         return Cond(concat=self.mix.weight.new_zeros(n, self.concat_ch, *hw))
 
-    def forward(self, maps, drop_generator=None) -> Cond: # (b, h, w) ids -> concat (b, out_ch, h/2**stages, w/2**stages)
-        one = rearrange(F.one_hot(maps.to(self.mix.weight.device).long(), self.n_classes), 'b h w k -> b k h w').to(self.mix.weight)
-        if self.training: one = drop_some(one, one.new_zeros(()), self.drop, drop_generator)
+    def forward(self, maps, rng=None) -> Cond: # (b, h, w) ids -> concat (b, out_ch, h/2**stages, w/2**stages)
+        one = rearrange(F.one_hot(maps.to(self.mix.weight.device).long(), self.n_classes),
+                        'b h w k -> b k h w').to(self.mix.weight)
+        if self.training: one = drop_some(one, one.new_zeros(()), self.drop, rng)
         return Cond(concat=self.mix(downsample(one, 2**self.stages)))

@@ -28,27 +28,47 @@ FIRST_STAGES = { # arguments of `Autoencoder`; attention is named by level, 0 th
     'vq-f16': dict(ch_mult=(1, 1, 2, 2, 4), z_ch=8, codes=16384, attn_levels=(4,))}
 
 # %% ../../nbs/paper/05_published.ipynb #2d8b1495
-UNETS = { # arguments of `UNet` (of `conditional_unet`, if there is a `context_dim`), 2 ResBlocks a level; source: the config.yaml released, the paper's table
-    'celeba256': dict(in_ch=3, out_ch=3, ch=224, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), head_ch=32), # models/ldm/celeba256, Tab. 12
-    'ffhq256': dict(in_ch=3, out_ch=3, ch=224, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), head_ch=32), # models/ldm/ffhq256, Tab. 12
-    'lsun_beds256': dict(in_ch=3, out_ch=3, ch=224, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), head_ch=32), # models/ldm/lsun_beds256, Tab. 12
+# arguments of `UNet` (of `conditional_unet`, if there is a `context_dim`), 2 ResBlocks a level;
+# source: the config.yaml released, the paper's table
+# models/ldm/inpainting_big
+UNETS = {
+    # models/ldm/celeba256, Tab. 12
+    'celeba256': dict(in_ch=3, out_ch=3, ch=224, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), head_ch=32),
+    # models/ldm/ffhq256, Tab. 12
+    'ffhq256': dict(in_ch=3, out_ch=3, ch=224, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), head_ch=32),
+    # models/ldm/lsun_beds256, Tab. 12
+    'lsun_beds256': dict(in_ch=3, out_ch=3, ch=224, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), head_ch=32),
     'lsun_churches256': dict(ch=192, ch_mult=(1, 2, 2, 4, 4), attn_factors=(1, 2, 4, 8), heads=8, scale_shift=True,
                              resblock_updown=True), # models/ldm/lsun_churches256, Tab. 12
-    # the config.yaml of cin256, text2img256 and layout2img says 32 channels a head; the code of their time made it one head, which Tab. 13 and 15 confirm
+    # the config.yaml of cin256, text2img256 and layout2img says 32 channels a head; the code of their time made it one
+    # head, which Tab. 13 and 15 confirm
     # for classes and layouts
-    'cin256': dict(ch=256, ch_mult=(1, 2, 4), attn_factors=(4, 2, 1), heads=1, context_dim=512), # models/ldm/cin256 (LDM-8), Tab. 13
-    'cin256-v2': dict(in_ch=3, out_ch=3, ch=192, ch_mult=(1, 2, 3, 5), attn_factors=(8, 4, 2), heads=1, context_dim=512), # configs/latent-diffusion/cin256-v2
-    'text2img256': dict(in_ch=3, out_ch=3, ch=192, ch_mult=(1, 2, 3, 5), attn_factors=(8, 4, 2), heads=1, context_dim=640), # models/ldm/text2img256
-    'layout2img-openimages256': dict(in_ch=3, out_ch=3, ch=128, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), heads=1, depth=3,
+    # models/ldm/cin256 (LDM-8), Tab. 13
+    'cin256': dict(ch=256, ch_mult=(1, 2, 4), attn_factors=(4, 2, 1), heads=1, context_dim=512),
+    # configs/latent-diffusion/cin256-v2
+    'cin256-v2': dict(in_ch=3, out_ch=3, ch=192, ch_mult=(1, 2, 3, 5), attn_factors=(8, 4, 2), heads=1,
+                      context_dim=512),
+    # models/ldm/text2img256
+    'text2img256': dict(in_ch=3, out_ch=3, ch=192, ch_mult=(1, 2, 3, 5), attn_factors=(8, 4, 2), heads=1,
+                        context_dim=640),
+    'layout2img-openimages256': dict(in_ch=3, out_ch=3, ch=128, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), heads=1,
+                                     depth=3,
                                      context_dim=512), # models/ldm/layout2img-openimages256, Tab. 15
-    'txt2img-1p4B': dict(ch=320, ch_mult=(1, 2, 4, 4), attn_factors=(4, 2, 1), heads=8, context_dim=1280), # configs/latent-diffusion/txt2img-1p4B-eval
-    'sd-v1': dict(ch=320, ch_mult=(1, 2, 4, 4), attn_factors=(4, 2, 1), heads=8, context_dim=768), # Stable Diffusion: configs/stable-diffusion/v1-inference
-    'rdm': dict(in_ch=16, out_ch=16, ch=448, ch_mult=(1, 2, 3, 4), attn_factors=(4, 2, 1), head_ch=32, context_dim=768), # retrieval: RDM 768x768
+    # configs/latent-diffusion/txt2img-1p4B-eval
+    'txt2img-1p4B': dict(ch=320, ch_mult=(1, 2, 4, 4), attn_factors=(4, 2, 1), heads=8, context_dim=1280),
+    # Stable Diffusion: configs/stable-diffusion/v1-inference
+    'sd-v1': dict(ch=320, ch_mult=(1, 2, 4, 4), attn_factors=(4, 2, 1), heads=8, context_dim=768),
+    # retrieval: RDM 768x768
+    'rdm': dict(in_ch=16, out_ch=16, ch=448, ch_mult=(1, 2, 3, 4), attn_factors=(4, 2, 1), head_ch=32, context_dim=768),
     # attention factors that no level has are kept as released: 4 is the coarsest of the semantic models, 8 of bsr_sr
-    'semantic_synthesis256': dict(in_ch=6, out_ch=3, ch=128, ch_mult=(1, 4, 8), attn_factors=(32, 16, 8), heads=8), # models/ldm/semantic_synthesis256
-    'semantic_synthesis512': dict(in_ch=6, out_ch=3, ch=128, ch_mult=(1, 4, 8), attn_factors=(32, 16, 8), heads=8), # models/ldm/semantic_synthesis512
-    'bsr_sr': dict(in_ch=6, out_ch=3, ch=160, ch_mult=(1, 2, 2, 4), attn_factors=(16, 8), head_ch=32), # models/ldm/bsr_sr, Tab. 15
-    'inpainting_big': dict(in_ch=7, out_ch=3, ch=256, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), heads=8, resblock_updown=True)} # models/ldm/inpainting_big
+    # models/ldm/semantic_synthesis256
+    'semantic_synthesis256': dict(in_ch=6, out_ch=3, ch=128, ch_mult=(1, 4, 8), attn_factors=(32, 16, 8), heads=8),
+    # models/ldm/semantic_synthesis512
+    'semantic_synthesis512': dict(in_ch=6, out_ch=3, ch=128, ch_mult=(1, 4, 8), attn_factors=(32, 16, 8), heads=8),
+    # models/ldm/bsr_sr, Tab. 15
+    'bsr_sr': dict(in_ch=6, out_ch=3, ch=160, ch_mult=(1, 2, 2, 4), attn_factors=(16, 8), head_ch=32),
+    'inpainting_big': dict(in_ch=7, out_ch=3, ch=256, ch_mult=(1, 2, 3, 4), attn_factors=(8, 4, 2), heads=8,
+                           resblock_updown=True)}
 
 # %% ../../nbs/paper/05_published.ipynb #6f9fb568
 def clip_text(**config): # arguments of transformers' `CLIPTextConfig` -> its `CLIPTextModel`
@@ -58,14 +78,22 @@ def clip_text(**config): # arguments of transformers' `CLIPTextConfig` -> its `C
 
 CONDITIONERS = { # what makes it, and its arguments; sources as in `UNETS`, `cond_stage_config`
     'cin256': (ClassEmbedder, dict(n_classes=1000, dim=512, null=False)), # it knows no 'no class'
-    'cin256-v2': (ClassEmbedder, dict(n_classes=1000, dim=512)), # the released one has that row: 1001 classes, id 1000 is none
-    'txt2img-1p4B': (TokenTransformer, dict(n_ids=30_522, dim=1280, depth=32, heads=8, head_ch=64, max_length=77, logits=True)), # BERT's tokenizer
-    'text2img256': (TokenTransformer, dict(n_ids=30_522, dim=640, depth=32, heads=8, head_ch=64, max_length=77, logits=True)),
+    # the released one has that row: 1001 classes, id 1000 is none
+    'cin256-v2': (ClassEmbedder, dict(n_classes=1000, dim=512)),
+    # BERT's tokenizer
+    'txt2img-1p4B': (TokenTransformer,
+                     dict(n_ids=30_522, dim=1280, depth=32, heads=8, head_ch=64, max_length=77, logits=True)),
+    'text2img256': (TokenTransformer,
+                    dict(n_ids=30_522, dim=640, depth=32, heads=8, head_ch=64, max_length=77, logits=True)),
     # 30 boxes of 3 ids each and 2 ids of a crop
-    'layout2img-openimages256': (TokenTransformer, dict(n_ids=8192, dim=512, depth=16, heads=8, head_ch=64, max_length=92, logits=True)),
-    'semantic_synthesis256': (MapEmbedder, dict(n_classes=182, out_ch=3, stages=2)), # the published SpatialRescaler, trained along, f=4
+    'layout2img-openimages256': (TokenTransformer,
+                                 dict(n_ids=8192, dim=512, depth=16, heads=8, head_ch=64, max_length=92, logits=True)),
+    # the published SpatialRescaler, trained along, f=4
+    'semantic_synthesis256': (MapEmbedder, dict(n_classes=182, out_ch=3, stages=2)),
     'semantic_synthesis512': (MapEmbedder, dict(n_classes=182, out_ch=3, stages=2)),
-    'sd-v1': (clip_text, dict(vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, # ViT-L/14, frozen
+    # ViT-L/14, frozen
+    'sd-v1': (clip_text, dict(vocab_size=49_408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                              num_attention_heads=12,
                               max_position_embeddings=77, projection_dim=768))}
 
 # %% ../../nbs/paper/05_published.ipynb #1af85c6f
@@ -74,7 +102,8 @@ def paper_model(name: str, # a key of `FIRST_STAGES` or `UNETS`, or 'NAME/condit
     ) -> nn.Module: # with random weights
     "A network of the paper (Tab. 8, 12-15, App. G). Raises `ValueError` for an unknown name."
     made = {n: (Autoencoder, a) for n, a in FIRST_STAGES.items()}
-    made |= {n: (conditional_unet if 'context_dim' in a else UNet, dict(num_res_blocks=2) | a) for n, a in UNETS.items()}
+    made |= {n: (conditional_unet if 'context_dim' in a else UNet, dict(num_res_blocks=2) | a)
+             for n, a in UNETS.items()}
     made |= {f'{n}/conditioner': c for n, c in CONDITIONERS.items()}
     if name not in made: raise ValueError(f'no published model {name!r}; there are {", ".join(made)}')
     make, arguments = made[name]

@@ -1,9 +1,10 @@
-"""Pairs that training never showed together: a small text-to-image model is trained on postcards in which each colour of house lacks one season, a
-different one for each colour, and is then asked for all pairs. Chapter 20a reads data/results/holdout.json and holdout.jpg.
+"""Pairs that training never showed together: a small text-to-image model is trained on postcards in which each
+colour of house lacks one season, a different one for each colour, and is then asked for all pairs. Chapter
+paper/11_captions reads data/results/holdout.json and holdout.jpg.
 
-    python tests/prove/holdout.py                                 a training of 3,000 steps and 1,024 pictures: on one thread an hour
-    python tests/prove/holdout.py --device cuda --batch-size 64   four times the pictures a step, in a few minutes
-    python tests/prove/holdout.py --train                         only the training, and what it said of 64 pictures at six times
+    python tests/prove/holdout.py  a training of 3,000 steps and 1,024 pictures: on one thread an hour
+    python tests/prove/holdout.py --device cuda --batch-size 64  four times the pictures a step, in a few minutes
+    python tests/prove/holdout.py --train  only the training, and what it said of 64 pictures at six times
 
 A model that is in the work folder is not trained again; a training that was stopped goes on."""
 import argparse, json, shlex, sys, time
@@ -23,11 +24,13 @@ from ldm_nb.cli.recipes import train_diffusion
 from ldm_nb.engine.devices import pick_device
 
 COLOURS = HOUSES[1:]
-HELD = dict(red='winter', yellow='autumn', blue='summer', white='spring') # every colour lacks one season, every season one colour
+# every colour lacks one season, every season one colour
+HELD = dict(red='winter', yellow='autumn', blue='summer', white='spring')
 
 def scene_of(rng: np.random.Generator, **fixed):
     "A house, up to two trees, nothing else: a small world is learnt in few steps."
-    return random_scene(rng, **dict(house=COLOURS[rng.integers(4)], trees=int(rng.integers(3)), mountains=False, clouds=False, lake=False) | fixed)
+    return random_scene(rng, **dict(house=COLOURS[rng.integers(4)], trees=int(rng.integers(3)), mountains=False,
+                                    clouds=False, lake=False) | fixed)
 
 def said(scene, rng: np.random.Generator) -> str: # 'a red house on a snowy hill at night'
     words = [table[v][rng.integers(2)] for table, v in ((TIME_WORDS, scene.time), (SEASON_WORDS, scene.season))]
@@ -57,14 +60,17 @@ def questions(each: int, seed: int) -> list: # of (scene, caption): every colour
         out.append((scene, said(scene, rng)))
     return out
 
-def answers(reader, x, scenes: list) -> list: # for each pair: what was asked, in how many pictures, and what was seen in them
+def answers(reader, x, scenes: list
+    ) -> list: # for each pair: what was asked, in how many pictures, and what was seen in them
     rows = []
     for house in COLOURS:
         for season in SEASONS:
             saw = [(s.time, r) for s, r in zip(scenes, read(reader, x)) if (s.house, s.season) == (house, season)]
             count = lambda right: sum(map(right, saw))
-            rows.append(dict(house=house, season=season, held_out=HELD[house] == season, n=len(saw), colour=count(lambda r: r[1]['house'] == house),
-                             right_season=count(lambda r: r[1]['season'] == season), time=count(lambda r: r[1]['time'] == r[0]),
+            rows.append(dict(house=house, season=season, held_out=HELD[house] == season, n=len(saw),
+                             colour=count(lambda r: r[1]['house'] == house),
+                             right_season=count(lambda r: r[1]['season'] == season),
+                             time=count(lambda r: r[1]['time'] == r[0]),
                              both=count(lambda r: (r[1]['house'], r[1]['season']) == (house, season)),
                              drawn={h: count(lambda r: r[1]['house'] == h) for h in HOUSES}))
     return rows
@@ -80,15 +86,18 @@ HOW = dict(steps=20, guidance=3., sampler='dpmpp_2m')
 
 def train(a, reader, asked: list):
     "The model of the small world, in a.work/model; nothing where there is one."
-    if not (a.work/'pictures'/'metadata.jsonl').is_file(): print(f'left out {write(a.work, a.n, a.seed)} pictures of held-out pairs', flush=True)
+    if not (a.work/'pictures'/'metadata.jsonl').is_file():
+        print(f'left out {write(a.work, a.n, a.seed)} pictures of held-out pairs', flush=True)
     if (a.work/'model'/'config.json').is_file(): return
     scenes, captions = zip(*asked[:64])
     def watch(ldm, step): # one picture of each question of the first round
         rows = answers(reader, ldm.sample(list(captions), **HOW | dict(steps=10, seed=a.seed)), scenes)
-        return {f'{k} {w}': round(share(rows, h, w), 3) for h, k in ((True, 'held out'), (False, 'seen')) for w in ('colour', 'both')}
-    train_diffusion(a.work/'model', data=str(a.work/'pictures'), preset='small', condition='text', watch=watch, resume=True, device=a.device,
-                    precision='fp32' if a.device == 'cpu' else None, steps=a.steps, batch_size=a.batch_size, n=a.n, seed=a.seed,
-                    save_every=max(1, a.steps//6), channels_last=True, quiet=True)
+        return {f'{k} {w}': round(share(rows, h, w), 3) for h, k in ((True, 'held out'), (False, 'seen'))
+                for w in ('colour', 'both')}
+    train_diffusion(a.work/'model', data=str(a.work/'pictures'), preset='small', condition='text', watch=watch,
+                    resume=True, device=a.device, precision='fp32' if a.device == 'cpu' else None, steps=a.steps,
+                    batch_size=a.batch_size, n=a.n, seed=a.seed, save_every=max(1, a.steps//6),
+                    channels_last=True, quiet=True)
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,18 +116,22 @@ if __name__ == '__main__':
     scenes, captions = zip(*asked)
     how, trained = HOW | dict(seed=a.seed), a.work/'model'
     log = [json.loads(line) for line in (trained/'log.jsonl').read_text().splitlines()]
-    said_so = dict(command=shlex.join(['python', 'tests/prove/holdout.py', *sys.argv[1:]]), held_out=HELD, device=this_machine(pick_device(a.device))['name'],
-                   seed=a.seed, sampling=how, curve=[{k: v for k, v in r.items() if k != 'loss'} for r in log if 'seen both' in r])
+    said_so = dict(command=shlex.join(['python', 'tests/prove/holdout.py', *sys.argv[1:]]), held_out=HELD,
+                   device=this_machine(pick_device(a.device))['name'], seed=a.seed, sampling=how,
+                   curve=[{k: v for k, v in r.items() if k != 'loss'} for r in log if 'seen both' in r])
     if a.train:
         write_table(a.out, said_so | dict(sampling=how | dict(steps=10)))
         raise SystemExit
     card = json.loads((trained/'config.json').read_text())['card']
-    models = {'trained without them': LatentDiffusion.from_pretrained(trained), 'postcards-text': LatentDiffusion.from_pretrained('postcards-text')}
+    models = {'trained without them': LatentDiffusion.from_pretrained(trained),
+              'postcards-text': LatentDiffusion.from_pretrained('postcards-text')}
     for ldm in models.values(): ldm.to(a.device)
-    x = {k: ldm.sample(list(captions), **how) for k, ldm in models.items()} | {'real': to_float(np.stack([render(s)['image'] for s in scenes]))}
+    x = ({k: ldm.sample(list(captions), **how) for k, ldm in models.items()} |
+         {'real': to_float(np.stack([render(s)['image'] for s in scenes]))})
     table = {k: answers(reader, v, scenes) for k, v in x.items()}
-    for k, rows in table.items(): print(k, {h: {w: round(share(rows, h == 'held out', w), 3) for w in ('colour', 'right_season', 'time', 'both')}
-                                            for h in ('held out', 'seen')}, flush=True)
+    for k, rows in table.items():
+        print(k, {h: {w: round(share(rows, h == 'held out', w), 3) for w in ('colour', 'right_season', 'time', 'both')}
+                  for h in ('held out', 'seen')}, flush=True)
     noon = rearrange(x['trained without them'][16:32], '(season colour) c h w -> c (season h) (colour w)', colour=4)
     Image.fromarray(to_uint8(noon)).save(a.out.with_suffix('.jpg'), quality=90)
     write_table(a.out, said_so | dict(card=card, seconds=round(time.time() - start, 1), models=table))

@@ -1,6 +1,8 @@
-"""Loading a model as large as Stable Diffusion v1, with random weights: seconds, and the peak of the memory in sizes of its weights.
+"""Loading a model as large as Stable Diffusion v1, with random weights: seconds, and the peak of the memory in sizes
+of its weights.
 
-    python tests/prove/loading.py          writes 4.3 GB into a temporary folder, reads them in processes of their own: about 3 minutes"""
+    python tests/prove/loading.py
+        writes 4.3 GB into a temporary folder, reads them in processes of their own: about 3 minutes"""
 import argparse, json, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
@@ -32,29 +34,35 @@ print(seconds, (memory('VmHWM') - before)/size, size)
 
 
 def write(folder: Path): # a Stable Diffusion v1, all weights random
-    letters = ['<|startoftext|>', '<|endoftext|>', *'abcdefghijklmnopqrstuvwxyz', *(k + '</w>' for k in 'abcdefghijklmnopqrstuvwxyz')]
+    letters = ['<|startoftext|>', '<|endoftext|>', *'abcdefghijklmnopqrstuvwxyz',
+               *(k + '</w>' for k in 'abcdefghijklmnopqrstuvwxyz')]
     (folder/'vocab.json').write_text(json.dumps({w: i for i, w in enumerate(letters)}))
     (folder/'merges.txt').write_text('#version: 0.2\n')
-    text = FrozenText.of(paper_model('sd-v1/conditioner'), CLIPTokenizer(str(folder/'vocab.json'), str(folder/'merges.txt'), model_max_length=77))
+    text = FrozenText.of(paper_model('sd-v1/conditioner'),
+                         CLIPTokenizer(str(folder/'vocab.json'), str(folder/'merges.txt'), model_max_length=77))
     ae = paper_model('kl-f8')
     ae.latent_scale.fill_(.18215)
-    save_diffusers(LatentDiffusion(ae, paper_model('sd-v1'), text, Schedule('scaled_linear', .00085, .012), size=512, sampling={}), folder/'sd')
+    save_diffusers(LatentDiffusion(ae, paper_model('sd-v1'), text, Schedule('scaled_linear', .00085, .012), size=512,
+                                   sampling={}), folder/'sd')
     return folder/'sd'
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, default=Path('data/results/loading.json'))
-    p.add_argument('--turns', type=int, default=3, help='of each, taken in turn; the best time and the largest memory are kept (default 3)')
+    p.add_argument('--turns', type=int, default=3,
+                   help='of each, taken in turn; the best time and the largest memory are kept (default 3)')
     a, start, rows = p.parse_args(), time.time(), dict(ours=[], diffusers=[])
     with tempfile.TemporaryDirectory() as tmp:
         folder = write(Path(tmp))
         for _ in range(a.turns):
             for who in rows:
-                out = subprocess.run([sys.executable, '-c', READ, who, str(folder)], capture_output=True, text=True, check=True).stdout
+                out = subprocess.run([sys.executable, '-c', READ, who, str(folder)], capture_output=True, text=True,
+                                     check=True).stdout
                 rows[who].append([float(v) for v in out.split()[-3:]])
                 print(who, rows[who][-1], flush=True)
-    table = {who: dict(seconds=min(r[0] for r in got), memory=max(r[1] for r in got), bytes=got[0][2]) for who, got in rows.items()}
+    table = {who: dict(seconds=min(r[0] for r in got), memory=max(r[1] for r in got), bytes=got[0][2])
+             for who, got in rows.items()}
     table = dict(command='python tests/prove/loading.py', device='cpu', threads=torch.get_num_threads(), **table)
     with atomic_path(a.out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
     print(f'wrote {a.out} after {(time.time() - start)/60:.1f} minutes')

@@ -1,5 +1,6 @@
-"""A folder of one's own, one sub-folder a class: one command trains a class-conditional model on it; is what it draws of class k recognised as k by a
-classifier that was trained on real pictures? Writes data/results/own-folder.json and .jpg.
+"""A folder of one's own, one sub-folder a class: one command trains a class-conditional model on it; is what it
+draws of class k recognised as k by a classifier that was trained on real pictures? Writes
+data/results/own-folder.json and .jpg.
 
     python tests/prove/own_folder.py --data FOLDER      20,000 pictures of CIFAR-10: about 75 minutes on two cores
 
@@ -16,12 +17,14 @@ from ldm_nb.datasets.sources import load_images
 from ldm_nb.engine.seeds import generator
 from torch import nn
 
-def block(i, o): return nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
+def block(i, o):
+    return nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2))
 
 def plain(n_classes: int) -> nn.Module:
     "A plain convolutional network."
     torch.manual_seed(0)
-    return nn.Sequential(block(3, 32), block(32, 64), block(64, 128), nn.Flatten(), nn.Dropout(.3), nn.Linear(128*16, n_classes))
+    return nn.Sequential(block(3, 32), block(32, 64), block(64, 128), nn.Flatten(), nn.Dropout(.3),
+                         nn.Linear(128*16, n_classes))
 
 def classifier(net, images, labels, steps: int, batch_size: int = 64) -> nn.Module: # (n, 3, 32, 32) uint8, (n,)
     "Train it on shifted and mirrored pictures."
@@ -50,9 +53,11 @@ if __name__ == '__main__':
     p.add_argument('--steps', type=int, default=1500, help='of the classifier (default 1500)')
     p.add_argument('--out', type=Path, default=Path('data/results/own-folder.json'))
     a, start = p.parse_args(), time.time()
-    command = ['ldm-train', 'diffusion', '--data', str(a.data), '--condition', 'class', '--preset', 'laptop', '--out', str(a.work)]
+    command = ['ldm-train', 'diffusion', '--data', str(a.data), '--condition', 'class', '--preset', 'laptop',
+               '--out', str(a.work)]
     if not (a.work/'config.json').is_file():
-        subprocess.run([sys.executable, '-m', 'ldm_nb.cli.train', *command[2:], *(['--resume'] if a.work.exists() else [])], check=True)
+        subprocess.run([sys.executable, '-m', 'ldm_nb.cli.train', *command[2:],
+                        *(['--resume'] if a.work.exists() else [])], check=True)
     real = load_images(str(a.data), 32, 20_000)
     names, kept = sorted(d.name for d in a.data.iterdir() if d.is_dir()), 2000
     judge = a.work/'classifier.pt'
@@ -67,12 +72,14 @@ if __name__ == '__main__':
     for w in (1., 3.):
         x = ldm.sample(labels.tolist(), steps=50, guidance=w, seed=0)
         found = right(net, x, labels).float().view(len(names), a.each).mean(1)
-        rows.append(dict(guidance=w, accuracy=round(found.mean().item(), 4), of_each={n: round(v, 3) for n, v in zip(names, found.tolist())}))
+        rows.append(dict(guidance=w, accuracy=round(found.mean().item(), 4),
+                         of_each={n: round(v, 3) for n, v in zip(names, found.tolist())}))
         print(rows[-1], flush=True)
         if w == 3: save_grid(x.view(len(names), a.each, *x.shape[1:])[:, :8].flatten(0, 1), a.out.with_suffix('.jpg'))
     trained_by = ' '.join(command).replace(str(a.data), 'FOLDER')
     command = f'python tests/prove/own_folder.py --data FOLDER --each {a.each}'
     about = dict(command=command, trained_by=trained_by, pictures=len(real['image']), drawn_of_each=a.each, seed=0,
-                 chance=1/len(names), classifier_on_held_out=round(held_out, 4), device='cpu', threads=torch.get_num_threads(),
-                 minutes=round((time.time() - start)/60, 1), training=json.loads((a.work/'config.json').read_text())['card'])
+                 chance=1/len(names), classifier_on_held_out=round(held_out, 4), device='cpu',
+                 threads=torch.get_num_threads(), minutes=round((time.time() - start)/60, 1),
+                 training=json.loads((a.work/'config.json').read_text())['card'])
     with atomic_path(a.out) as path: path.write_text(json.dumps(about | dict(drawn=rows), indent=1) + '\n')
