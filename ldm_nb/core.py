@@ -31,7 +31,7 @@ class LatentDiffusion(nn.Module):
                  prediction_type: str = 'eps', # what `net` predicts: 'eps', 'x0' or 'v'
                  size: int = 64, # pixels a side it was trained at
                  first_stage: dict | None = None, # dict(name=, hash=) of a shipped autoencoder
-                 sampling: dict | None = None): # arguments of `sampling_sigmas`; None: final_sigma=0,
+                 sampling: dict | None = None): # for `sampling_sigmas`; None: final_sigma=0,
                  # down to no noise; {}: its defaults, which end at the noise level of timestep 0
         super().__init__()
         self.autoencoder = autoencoder
@@ -110,7 +110,7 @@ class LatentDiffusion(nn.Module):
         z = self.start(request, items, noise) # b z h w
         denoise = self.guided(request, slice(items.start, items.stop))
         steps = request.sampler(denoise, z, request.sigmas, noise=noise, **request.sampler_args)
-        sigmas = request.sigmas[1:].tolist() # samplers see z0 + sigma*noise; back to the paper's z_t:
+        sigmas = request.sigmas[1:].tolist() # samplers see z0 + sigma*noise; the paper's z_t:
         return ((z/(1 + s**2)**.5, z0_hat) for s, (z, z0_hat) in zip(sigmas, steps))
 
     def start(self, request: Request, items: range, noise: Callable) -> Tensor: # (b, z, h, w)
@@ -120,7 +120,7 @@ class LatentDiffusion(nn.Module):
         else: unit = request.latents[part]
         unit = unit.to(self.device, torch.float32)
         sigma = request.sigmas[0].item()
-        if request.init is None: return unit*(1 + sigma**2)**.5 # unit latents plus noise are so large
+        if request.init is None: return unit*(1 + sigma**2)**.5 # unit latents plus noise: so large
         init = request.init if len(request.init) == 1 else request.init[part] # 1 or b, 3 h w
         return self.autoencoder.encode(init.to(self.device, self.dtype)).float() + sigma*unit
 
