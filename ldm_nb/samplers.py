@@ -18,15 +18,20 @@ from torch import Tensor
 # %% ../nbs/story/05_samplers.ipynb #f224028d
 def sampling_steps(steps: int, # how many, 1 ... T
                    T: int = 1000, # timesteps of the schedule
-                   spacing: str = 'leading' # 'leading', 'trailing' or 'linspace'
-    ) -> list[int]: # `steps` different t, descending
-    """Which t to visit: always exactly as many as asked. 'leading' is as published if `steps`
-    divides T (save 1 and T), 'trailing' starts from the last, 'linspace' takes both ends.
-    Raises `ValueError` for an impossible count or an unknown spacing."""
+                   spacing: str = 'leading' # one of `SPACINGS`, but for 'karras'
+    ) -> list[int]: # different t, descending
+    """Which t to visit: exactly as many as asked. 'leading' is as published if `steps` divides T
+    (save 1 and T), 'trailing' starts from the last, 'linspace' takes both ends; 'published' takes
+    the published list as it is, of whatever length. Raises `ValueError` for an impossible count."""
     if not 1 <= steps <= T:
         raise ValueError(f'{steps} sampling steps: expected 1 ... {T}, the steps of the schedule')
-    if spacing not in ('leading', 'trailing', 'linspace'):
-        raise ValueError(f"spacing {spacing!r}: expected 'leading', 'trailing' or 'linspace'")
+    if spacing not in ('leading', 'trailing', 'linspace', 'published'):
+        raise ValueError(f'spacing {spacing!r}: expected leading, trailing, linspace or published')
+    if spacing == 'published':
+        t = [t + 1 for t in range(0, T, T//steps)][::-1]
+        if t[0] < T: return t
+        raise ValueError(f'{steps} steps as published ask for t = {T}, which does not exist: '
+                         'take another number of steps, or spacing leading')
     if spacing == 'trailing': return [round(T - i*T/steps) - 1 for i in range(steps)]
     if steps == 1: return [T - 1]
     if spacing == 'linspace': return [round((T - 1)*(1 - i/(steps - 1))) for i in range(steps)]
@@ -51,7 +56,7 @@ def karras_sigmas(sigma_min: float, # the last one before 0
 # %% ../nbs/story/05_samplers.ipynb #b98e2b22
 def at_timesteps(sigma: Tensor, # (T,) ascending
                  steps: int, spacing: str # as for `sampling_steps`
-    ) -> Tensor: # (steps,) descending
+    ) -> Tensor: # (steps,) descending; with 'published' of another length
     "The noise levels of the timesteps that `sampling_steps` chooses."
     return sigma[sampling_steps(steps, len(sigma), spacing)]
 
@@ -62,7 +67,8 @@ def karras(sigma: Tensor, steps: int) -> Tensor: # (T,) ascending -> (steps,) de
     if steps > 1: s[-1] = sigma[0]
     return s
 
-SPACINGS = {k: partial(at_timesteps, spacing=k) for k in ('leading', 'trailing', 'linspace')}
+SPACINGS = {k: partial(at_timesteps, spacing=k)
+            for k in ('leading', 'trailing', 'linspace', 'published')}
 SPACINGS['karras'] = karras
 
 # %% ../nbs/story/05_samplers.ipynb #17f850f0
@@ -71,10 +77,10 @@ def sampling_sigmas(sigma: Tensor, # (T,) noise levels of the schedule, ascendin
                     spacing: str = 'leading', # a name in `SPACINGS`
                     final_sigma: float | None = None, # None: sigma[0]; if the list ends there, 0
                     offset: int = 1 # added to t by 'leading' if `steps` divides T; 0 in diffusers
-    ) -> Tensor: # (steps + 1,) float64, descending, on the CPU
+    ) -> Tensor: # (steps + 1,) float64, descending, on the CPU; with 'published' as many as it has
     """The noise levels for a sampler to go down. (One less if the last step would go from sigma[0]
     to sigma[0].) Raises `ValueError` for an impossible count or end, or an unknown spacing."""
-    if spacing not in SPACINGS:
+    if not isinstance(spacing, str) or spacing not in SPACINGS:
         raise ValueError(f'spacing {spacing!r}: expected one of {", ".join(SPACINGS)}')
     if offset not in (0, 1): raise ValueError(f'offset={offset}: expected 0 or 1')
     sigma = sigma.cpu().double()
