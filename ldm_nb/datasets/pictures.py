@@ -106,7 +106,7 @@ def serve():
             why = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
             answer = PictureError(path, 'damaged', f'is damaged ({why}): copy or download it again.')
         faulthandler.cancel_dump_traceback_later()
-        pickle.dump(answer, answers)
+        pickle.dump((answer.reason, answer.words) if isinstance(answer, PictureError) else answer, answers)
         answers.flush()
 
 class Decoder:
@@ -118,10 +118,10 @@ class Decoder:
         "Decode one file. Raises `PictureError`."
         path = str(path)
         with self.lock: answer = self.ask(os.path.abspath(path), size)
-        if isinstance(answer, PictureError): raise PictureError(path, answer.reason, answer.words)
+        if isinstance(answer, tuple): raise PictureError(path, *answer)
         return answer
 
-    def ask(self, path: str, size: int | None):
+    def ask(self, path: str, size: int | None): # a picture, or reason and words
         for last in (False, True): # somebody else may have ended the worker: once more
             if self.process is None: self.start()
             try:
@@ -130,8 +130,8 @@ class Decoder:
                 return pickle.load(self.process.stdout)
             except (EOFError, OSError, pickle.UnpicklingError):
                 slow = self.stop() == 1 # as faulthandler exits
-                if slow: return PictureError(path, 'damaged', f'was not decoded within {MAX_SECONDS} s: save it anew.')
-                if last: return PictureError(path, 'damaged', 'makes its decoder crash: copy or download it again.')
+                if slow: return ('damaged', f'was not decoded within {MAX_SECONDS} s: save it anew.')
+                if last: return ('damaged', 'makes its decoder crash: copy or download it again.')
             except BaseException: # interrupted: the answer would be taken for that to the next question
                 self.stop()
                 raise
