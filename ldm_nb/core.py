@@ -14,8 +14,9 @@ from .autoencoder import Autoencoder, load_autoencoder
 from .diffusion import Denoiser, Schedule
 from .engine.build import (
     build_embedder, build_network, embedder_config, nearest_name)
-from .engine.files import (
-    data_folders, find_pretrained, load_into, load_model, save_model, weights_hash)
+from ldm_nb.engine.files import (
+    data_folders, find_first_stage, find_pretrained, load_into, load_model, save_model,
+    weights_hash)
 from .engine.seeds import ItemNoise
 from .guidance import Guidance, guide
 from .request import Request, check_int, check_memory, latent_shape, resolve_request
@@ -195,9 +196,10 @@ def build_model(config: dict) -> LatentDiffusion: # with fresh weights, but for 
         net = build_network(config['net'])
         shared = 'name' in config['autoencoder']
         first_stage = config['autoencoder'] if shared else None
-        if shared: ae = load_autoencoder(config['autoencoder']['name'])
+        if shared: ae = load_autoencoder(find_first_stage(first_stage['name']))
         else: ae = Autoencoder(**config['autoencoder'])
         schedule = Schedule(**config['schedule'])
+        if shared and Path(first_stage['name']).is_absolute(): first_stage = None # one's own
         return LatentDiffusion(ae, net, embedder, schedule, config['prediction_type'],
                                config['size'], first_stage, config.get('sampling'))
     except (KeyError, TypeError) as err:
@@ -209,11 +211,11 @@ def first_stage_tensors(config: dict, folder: Path) -> dict[str, Tensor]: # may 
     if 'name' not in config['autoencoder']: return {}
     name = config['autoencoder']['name']
     want = config['autoencoder'].get('hash')
-    found = weights_hash(find_pretrained(name))
+    found = weights_hash(find_first_stage(name))
     if found != want:
         raise ValueError(f'{folder} was trained on the autoencoder {name} with hash {want}; '
                          f'the one here has {found}. Get that version, or train the model again.')
-    return {f'autoencoder.{k}': v for k, v in load_model(find_pretrained(name))[1].items()}
+    return {f'autoencoder.{k}': v for k, v in load_model(find_first_stage(name))[1].items()}
 
 def shared_first_stage(name: str | Path # a name in data/pretrained, or a folder
     ) -> dict | None: # dict(name=, hash=), or None for a folder that is not shipped
