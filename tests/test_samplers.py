@@ -6,8 +6,10 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from ldm_nb.diffusion import Denoiser, Schedule, betas
+from ldm_nb.guidance import guide
 from ldm_nb.oracle import Mixture
 from ldm_nb.samplers import SAMPLERS, SPACINGS, sampling_sigmas, sampling_steps
+from ldm_nb.unet import Cond
 
 PAIRS = [(.0015, .0195), (.00085, .012)] # start and end of beta: faces, bedrooms, ImageNet; text-to-image
 TOLERANCE = 1e-4 # of max|z|, at every step
@@ -208,3 +210,40 @@ def test_zero_terminal_snr(pair):
     assert (schedule.abar[:-1]/peer[:-1] - 1).abs().max() < 1e-6
     assert peer[-1] < 1e-16 and 0 < schedule.abar[-1] <= 2**-24 and (schedule.sigma.diff() > 0).all()
     assert torch.equal(Schedule(**schedule.config).abar, schedule.abar)
+
+
+# what the authors' own samplers give, run by hand: a latent of one number that starts at 1, a network that answers
+# .9 x + .3 tanh(x + sin(t/180) + c), c = .5, null 0, their `linear` schedule, eta 0. Steps -> guidance 1, 3, 7.5
+WEIGHTS = (1., 3., 7.5)
+AUTHORS = {
+    'ddim': {5: (-.018479, -.677319, -1.466614), 10: (.049987, -.618643, -1.375897), 20: (.086115, -.566147, -1.348873),
+             50: (.108442, -.533595, -1.338209), 250: (.120433, -.516821, -1.335015),
+             30: (.088617, -.574077, -1.344215)},
+    'plms': {5: (.022483, -.200403, .167809), 10: (.137807, -.287490, .805510), 20: (.143343, -.438155, -.971809),
+             50: (.131486, -.487338, -1.330729), 250: (.125204, -.508020, -1.334418),
+             30: (.128331, -.497346, -1.331549)}}
+
+
+def answer(z, t, c): # the network: b c h w, (b,), its condition as context (b, 1, 1)
+    t = torch.as_tensor(t).double().reshape(-1, 1, 1, 1)
+    return .9*z + .3*torch.tanh(z + torch.sin(t/180) + c.context[..., None])
+
+
+def drawn(name, sigmas, w, schedule): # the last z_t, which began as 1
+    said, nothing = (Cond(context=torch.full((1, 1, 1), v, dtype=torch.float64)) for v in (.5, 0.))
+    z = torch.ones(1, 1, 1, 1, dtype=torch.float64)*(1 + sigmas[0]**2).sqrt()
+    for z, _ in SAMPLERS[name](guide(Denoiser(answer, schedule), said, nothing, w), z, sigmas): pass
+    return (z/(1 + sigmas[-1]**2).sqrt()).item()
+
+
+@pytest.mark.parametrize('steps', AUTHORS['ddim'])
+@pytest.mark.parametrize('name', AUTHORS)
+def test_what_the_authors_samplers_give(name, steps):
+    "Their six digits: 2e-6 off at most; PLMS with few steps and a large weight, which magnifies float32, 3e-6."
+    schedule = Schedule('scaled_linear', .0015, .0195)
+    assert len(sampling_steps(30, spacing='published')) == 31       # 991, 958, ..., 1: not as many as asked
+    sigmas = sampling_sigmas(schedule.sigma, steps, 'published')
+    for w, want in zip(WEIGHTS, AUTHORS[name][steps]):
+        off = abs(drawn(name, sigmas, w, schedule) - want)
+        assert off < (3e-6 if (name, steps, w) == ('plms', 10, 7.5) else 2e-6), (w, off)
+    if 1000 % steps == 0: assert torch.equal(sigmas, sampling_sigmas(schedule.sigma, steps)) # ours are the same there
