@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from ..datasets.images import to_bytes
+from .inputs import as_features, as_pictures
 from .intervals import Measured, jackknife
 from .reader import Reader, load_reader
 
@@ -63,13 +64,8 @@ def embed(network, # as `reader_features` makes it
           x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
           batch_size: int = 100 # images at a time
     ) -> Seen:
-    "Show images to a network. Raises `ValueError` for what is no set of images."
-    if x.ndim != 4 or x.shape[1] != 3 or not len(x):
-        raise ValueError(f'images of shape {tuple(x.shape)}: expected (n, 3, h, w)')
-    bad = (~x.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f'{len(bad)} of {len(x)} images hold NaN or infinity, first number {bad[0]}: '
-                         'the model is broken, or the precision too low')
+    "Show images to a network. Raises `ValueError` for what is no set of images, or another range than [-1, 1]."
+    x = as_pictures(x, 'images')
     out = [network(part) for part in x.split(batch_size)]
     double = lambda k: None if out[0][k] is None else torch.cat([o[k].double().cpu() for o in out])
     return Seen(double(0), double(1), tuple(x.shape[-2:]))
@@ -83,8 +79,9 @@ class Same(nn.Module):
 
 def fid(real: torch.Tensor, drawn: torch.Tensor # (n, d) and (m, d) features, float64
     ) -> torch.Tensor: # scalar, 0 or more; the fewer rows, the larger
-    "Frechet distance between two Gaussians fitted to features (Heusel et al. 2017)."
+    "Frechet distance between two Gaussians fitted to features (Heusel et al. 2017). Raises as `as_features`."
     from torchmetrics.image.fid import FrechetInceptionDistance
+    real, drawn = as_features(real, drawn)
     m = FrechetInceptionDistance(feature=Same(real.shape[1]))
     m.update(real, real=True)
     m.update(drawn, real=False)
@@ -94,8 +91,11 @@ def fid(real: torch.Tensor, drawn: torch.Tensor # (n, d) and (m, d) features, fl
 def kid(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d) features, float64
         subset: int = 1000 # rows at a time: bounds the memory
     ) -> torch.Tensor: # scalar, about 0 for equal distributions
-    "Squared MMD with a cubic kernel, unbiased (Binkowski et al. 2018); of many rows, the mean over random subsets."
+    """Squared MMD with a cubic kernel, unbiased (Binkowski et al. 2018); of many rows, the mean over random subsets.
+    Raises `ValueError` as `as_features`, and for subsets below 2."""
     from torchmetrics.image.kid import KernelInceptionDistance
+    real, drawn = as_features(real, drawn)
+    if subset < 2: raise ValueError(f'subset={subset}: expected at least 2 rows')
     rows = min(len(real), len(drawn), subset)
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # it shuffles by the global stream
         warnings.filterwarnings('ignore', message='Metric .*will save all')
@@ -108,8 +108,9 @@ def kid(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d) features, f
 
 def inception_score(logits: torch.Tensor # (n, k)
     ) -> torch.Tensor: # scalar, 1 to k
-    "How clearly images are of a class, and how evenly of all (Salimans et al. 2016), over the whole set."
+    "How clearly images are of a class, and how evenly of all (Salimans et al. 2016). Raises as `as_features`."
     from torchmetrics.image.inception import InceptionScore
+    logits, = as_features(logits, least=1, what='logits')
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore')  # of memory, and of the standard deviation of one part
         m = InceptionScore(feature=Same(logits.shape[1]), splits=1)
@@ -133,7 +134,8 @@ def precision_recall(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d
                      chunk: int = 1000 # rows at a time: bounds the memory
     ) -> tuple: # precision, recall: scalars, 0 to 1
     "Of drawn images among real ones, and the reverse (Kynkaanniemi et al. 2019). Raises `ValueError` for too few."
-    if min(len(real), len(drawn)) <= k:
+    real, drawn = as_features(real, drawn)
+    if not 0 < k < min(len(real), len(drawn)):
         raise ValueError(f'{len(real)} real and {len(drawn)} drawn images: '
                          f'a ball to neighbour {k} needs at least {k + 1} of each')
     return inside(drawn, real, radius(real, k, chunk), chunk), inside(real, drawn, radius(drawn, k, chunk), chunk)

@@ -15,16 +15,19 @@ from ..datasets.images import to_float
 from ..datasets.sources import load_images
 from ..losses import FeatureDistance
 from .distances import Seen, compare, embed, fid, reader_features
+from .inputs import picture_pairs
 from .intervals import BLOCKS, Measured, Tally, jackknife
 from .judges import JUDGES, enlarged
 from .reader import Reader, load_reader
 from .reconstruction import psnr, ssim
 from ..paper.conditions import known_images, needs_of, prompts_like, prompts_of
+from ..request import check_int
 
 # %% ../../nbs/metrics/05_evaluate.ipynb #cf439f83
 def held_out(data: str, size: int, n: int, seed: int # as in `load_images`; images to ask for
     ) -> tuple: # two dicts as `load_images` gives them, with equally many images each
     "Two disjoint sets of real images. Raises `ValueError` for too few; warns where a folder has fewer than twice n."
+    n, seed = check_int('n', n, 1), check_int('seed', seed, 0)
     if n < 2*BLOCKS:
         raise ValueError(f'n={n}: expected at least {2*BLOCKS} images, since intervals come from leaving '
                          'out each tenth')
@@ -64,7 +67,8 @@ def prompts_and_truth(embedder, data: dict, # of the model; one of `held_out`
 def first_stage_tallies(real: torch.Tensor, y: torch.Tensor, # (b, 3, h, w) each, on the CPU
                         distance, device # (x, y) -> (b,); where it computes
     ) -> dict: # name -> Tally
-    "PSNR, SSIM and perceptual distance of reconstructions, image by image."
+    "PSNR, SSIM and perceptual distance of reconstructions, image by image. Raises as `picture_pairs`."
+    real, y = picture_pairs(real, y)
     one, d = torch.ones(len(real), 1), distance(real.to(device), y.to(device)).cpu()[:, None]
     each = dict(PSNR=psnr(real, y, 100)[:, None], SSIM=ssim(real, y)[:, None], perceptual=d)
     return {f'first stage: {k}': Tally(v, one) for k, v in each.items()}
@@ -95,6 +99,7 @@ def evaluate(ldm: LatentDiffusion, # on the device where it shall work
              keep: list | None = None # here the first chunk of images is left, to be looked at
     ) -> dict: # name -> Measured: five measures of sets, the judge's of each condition, the first stage
     "Draw images like held-out ones, and measure them. Raises `ValueError` for a bad request, or broken images."
+    batch_size = check_int('batch_size', batch_size, 1)
     how = dict(steps=steps, guidance=guidance, sampler=sampler, eta=eta, batch_size=batch_size)
     reader = (reader or load_reader()).to(ldm.device).eval()
     network, distance = network or reader_features(reader), distance or FeatureDistance(reader.features)
@@ -158,7 +163,7 @@ def evaluate_first_stage(ae: Autoencoder, # on the device where it shall work
                          batch_size: int = 32
     ) -> dict: # name -> Measured
     "PSNR, SSIM, perceptual distance and rFID of reconstructions, with their intervals. Raises `ValueError`."
-    device = next(ae.parameters()).device
+    batch_size, device = check_int('batch_size', batch_size, 1), next(ae.parameters()).device
     reader = (reader or load_reader()).to(device).eval()
     network, distance = network or reader_features(reader), distance or FeatureDistance(reader.features)
     first, second = held_out(data, size, n, seed)

@@ -45,7 +45,12 @@ def bootstrap(num: torch.Tensor,
               den: torch.Tensor, # (n, k) each: what is summed over the images and divided, column by column
               level: float = .95, resamples: int = 1000, seed: int = 0 # of the interval; how often; of the draws
     ) -> tuple: # (low, high)
-    "The percentile interval of the mean over columns of sum(num)/sum(den), over images drawn again (Efron 1979)."
+    """The percentile interval of the mean over columns of sum(num)/sum(den), over images drawn again (Efron 1979).
+    Raises `ValueError` for unequal shapes, no images, and NaN."""
+    if num.shape != den.shape or num.ndim != 2 or not num.numel() or not (num.isfinite() & den.isfinite()).all():
+        raise ValueError(f'sums of shapes {tuple(num.shape)} and {tuple(den.shape)}: expected two of (n, k) numbers, '
+                         'n at least 1, none of them NaN or infinity')
+    if not 0 < level < 1 or resamples < 1: raise ValueError(f'{level=}, {resamples=}: expected a share, and 1 or more')
     rng, n, out = np.random.default_rng(seed), len(num), []
     num, den = num.double(), den.double()
     for k in range(0, resamples, 100):
@@ -81,12 +86,16 @@ def jackknife(statistic, # (*sets) -> (k,) numbers
               *sets: torch.Tensor, # (n, ...) each, at least 2 rows a block; None stays None
               level: float = .95 # of the intervals
     ) -> tuple: # values, low, high: (k,) each
-    "Intervals from leaving out each tenth of all sets (Quenouille, Tukey). Raises `ValueError` for too few rows."
+    """Intervals from leaving out each tenth of all sets (Quenouille, Tukey). Raises `ValueError` for too few rows,
+    NaN, and a level that is no share."""
     from scipy.stats import t
     few = min(len(s) for s in sets if s is not None)
     if few < 2*BLOCKS:
         raise ValueError(f'{few} images: '
                          f'expected at least {2*BLOCKS}, since intervals come from leaving out each tenth')
+    if not 0 < level < 1: raise ValueError(f'level={level}: expected a share, e.g. 0.95')
+    if not all(s.isfinite().all() for s in sets if s is not None):
+        raise ValueError('rows with NaN or infinity: no statistic of them is a number')
     rest = lambda s, b: None if s is None else s[torch.arange(len(s)) % BLOCKS != b]
     value, without = statistic(*sets), torch.stack([statistic(*(rest(s, b) for s in sets)) for b in range(BLOCKS)])
     half = t.ppf((1 + level)/2, BLOCKS - 1)*((BLOCKS - 1)/BLOCKS*(without - without.mean(0)).square().sum(0)).sqrt()

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from ..datasets.captions import parse_caption
 from ..datasets.scenes import CLASSES, SEASONS, TIMES
 from .distances import at_64
+from .inputs import as_pictures, picture_pairs
 from .intervals import Tally
 from .reader import Reader, read, verdicts
 from .reconstruction import psnr, ssim
@@ -23,7 +24,7 @@ def judge_text(x: torch.Tensor, # (b, 3, h, w) drawn
                reader: Reader, distance # whose verdicts count; (x, y) -> (b,), for images that are enlarged
     ) -> dict: # name -> Tally; of a question that a caption does not ask, nothing counts
     "Is what the caption asks for there, attribute by attribute?"
-    rows = [verdicts(s, parse_caption(c)) for s, c in zip(read(reader, at_64(x)), a['caption'])]
+    rows = [verdicts(s, parse_caption(c)) for s, c in zip(read(reader, at_64(as_pictures(x))), a['caption'])]
     names = ('time', 'season', 'house colour', 'house present', 'house absent', 'trees', 'mountains', 'clouds', 'lake')
     column = lambda v: torch.tensor(v).reshape(-1, 1)
     out = {f'caption: {k}': Tally(column([r.get(k, False) for r in rows]), column([k in r for r in rows]), True)
@@ -32,7 +33,7 @@ def judge_text(x: torch.Tensor, # (b, 3, h, w) drawn
 
 def judge_class(x, a, reader, distance) -> dict: # as `judge_text`
     "Is it the time of day and the season of the class?"
-    seen, said = read(reader, at_64(x)), [(TIMES[k//4], SEASONS[k % 4]) for k in a['label'].tolist()]
+    seen, said = read(reader, at_64(as_pictures(x))), [(TIMES[k//4], SEASONS[k % 4]) for k in a['label'].tolist()]
     right = torch.tensor([[s['time'] == t, s['season'] == e, (s['time'], s['season']) == (t, e)]
                           for s, (t, e) in zip(seen, said)])
     return {k: Tally(right[:, j:j+1], torch.ones_like(right[:, :1]), True)
@@ -66,7 +67,7 @@ def judge_layout(x, a, reader, distance) -> dict: # as `judge_text`
 def segment(reader: Reader, x: torch.Tensor) -> torch.Tensor: # b 3 h w in [-1, 1] -> (b, 64, 64) class ids, on the CPU
     "What the reader takes each pixel for."
     return torch.cat([reader.segment(at_64(part.to(next(reader.parameters()).device))).argmax(1).cpu()
-                      for part in x.split(100)])
+                      for part in as_pictures(x).split(100)])
 
 def judge_map(x, a, reader, distance) -> dict: # as `judge_text`
     "Does the drawn image, read as a map, agree with the map that was asked for?"
@@ -79,12 +80,12 @@ def judge_map(x, a, reader, distance) -> dict: # as `judge_text`
 # %% ../../nbs/metrics/04_judges.ipynb #22dc514f
 def judge_inpaint(x, a, reader, distance) -> dict: # as `judge_text`
     "Is every known pixel as it was, bit for bit?"
-    same = ((x == a['image']) | (a['mask'] > 0)).flatten(1).all(1, keepdim=True)
+    same = ((as_pictures(x) == a['image']) | (a['mask'] > 0)).flatten(1).all(1, keepdim=True)
     return {'inpaint: known kept': Tally(same, torch.ones_like(same), True)}
 
 def judge_x4(x, a, reader, distance) -> dict: # as `judge_text`
     "How near to the original, and how true to the small image?"
-    real, small = a['image'], a['small']
+    (real, x), small = picture_pairs(a['image'], x), a['small']
     one, where = torch.ones(len(x), 1), next(reader.parameters()).device
     d = lambda y: distance(real.to(where), y.to(where)).cpu()[:, None]
     back = F.interpolate(x, small.shape[-2:], mode='area')

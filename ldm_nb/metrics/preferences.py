@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 import torch
 from ..engine.seeds import generator
+from .inputs import as_pictures
 from .intervals import Measured, wilson
 
 # %% ../../nbs/metrics/06_preferences.ipynb #0e443558
@@ -17,7 +18,8 @@ def preference_pairs(a: torch.Tensor, b: torch.Tensor, # (n, 3, h, w) each: two 
                      seed: int = 0 # of order and sides
     ) -> list: # of dict(left, right: images to show, index: into a and b, a_left: bool, not to be shown)
     "Pairs for a blind study, in random order, sides random. Raises `ValueError` for sets that make no pairs."
-    if a.shape != b.shape or a.ndim != 4 or not len(a):
+    a, b = as_pictures(a), as_pictures(b)
+    if a.shape != b.shape:
         raise ValueError(f'images of shapes {tuple(a.shape)} and {tuple(b.shape)}: expected the same, (n, 3, h, w)')
     rng = generator(seed, 12)
     order, sides = torch.randperm(len(a), generator=rng).tolist(), torch.rand(len(a), generator=rng) < .5

@@ -14,6 +14,7 @@ from torch import nn
 from ..datasets.captions import parse_caption
 from ..datasets.scenes import ATTRIBUTES, CLASSES
 from ..engine.files import find_pretrained, load_into, load_model, save_model
+from .inputs import as_pictures
 
 # %% ../../nbs/metrics/00_reader.ipynb #5998f225
 def stage(ch_in: int, ch_out: int, stride: int = 2) -> nn.Sequential: # b ch_in h w -> b ch_out h/stride w/stride
@@ -87,7 +88,8 @@ def read(reader: Reader, # in evaluation mode or not: it has no dropout
          x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
          batch_size: int = 256 # images at a time
     ) -> list[dict]: # for each image: attribute -> value
-    "What the reader sees in each image."
+    "What the reader sees in each image. Raises `ValueError` for what are no pictures in about [-1, 1]."
+    x = as_pictures(x, overshoot=True) # damaged ones may go beyond
     out, device = [], next(reader.parameters()).device
     for part in x.split(batch_size):
         best = {k: v.argmax(1).tolist() for k, v in reader.attributes(part.to(device)).items()}
@@ -110,7 +112,7 @@ def verdicts(seen: dict, # attribute -> value, as `read` gives it
 def caption_accuracy(reader: Reader, x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
                      captions: list[str] # what each image was asked to show
     ) -> dict: # question -> (share of right answers, how often it was asked); 'all' counts every question
-    "Of what the captions asked for, how much is there? Raises `ValueError` if the numbers differ."
+    "Of what the captions asked for, how much is there? Raises `ValueError` if the numbers differ, or as `read`."
     if len(x) != len(captions):
         raise ValueError(f'{len(x)} images and {len(captions)} captions: there must be one for each')
     rows = [verdicts(s, parse_caption(c)) for s, c in zip(read(reader, x), captions)]
@@ -151,7 +153,7 @@ def reader_accuracy(reader: Reader, data: dict, # as `render_all` gives it
     union = 0.
     device = next(reader.parameters()).device
     for i in torch.arange(len(data['image'])).split(batch_size):
-        atts, seg = reader((data['image'][i].float()/127.5 - 1).to(device))
+        atts, seg = reader(as_pictures(data['image'][i]).to(device))
         best = {k: v.argmax(1).cpu() for k, v in atts.items()}
         for k in ATTRIBUTES: right[k] += (best[k] == data['attributes'][k][i]).sum().item()
         right['house absent or not'] += ((best['house'] == 0) == (data['attributes']['house'][i] == 0)).sum().item()

@@ -11,8 +11,8 @@ import math, time
 import torch
 from torch import nn
 from ..autoencoder import Autoencoder, Gaussian, perplexity
-from ..datasets.images import to_float
 from ..losses import FeatureDistance
+from .inputs import as_features, as_pictures, picture_pairs
 from .reader import Reader
 
 # %% ../../nbs/metrics/01_reconstruction.ipynb #83e9af4e
@@ -20,10 +20,9 @@ def psnr(x: torch.Tensor, # (b, 3, h, w) in [-1, 1]
          y: torch.Tensor, # (b, 3, h, w); cut to [-1, 1]
          most: float = math.inf # of equal images, so that a mean over images stays finite
     ) -> torch.Tensor: # (b,) decibels
-    "Peak signal-to-noise ratio of each image. Raises `ValueError` for unequal shapes."
-    if x.shape != y.shape:
-        raise ValueError(f'images of shapes {tuple(x.shape)} and {tuple(y.shape)}: expected the same')
-    return mse_to_psnr((y.clamp(-1, 1) - x).square().mean((1, 2, 3))).clamp(max=most)
+    "Peak signal-to-noise ratio of each image. Raises `ValueError` for unequal shapes, another range and NaN."
+    x, y = picture_pairs(x, y)
+    return mse_to_psnr((y - x).square().mean((1, 2, 3))).clamp(max=most)
 
 def mse_to_psnr(mse: torch.Tensor) -> torch.Tensor: # of pixels in [-1, 1] -> decibels
     "Peak signal-to-noise ratio from a mean squared error. The peak is 2, the width of the range."
@@ -33,22 +32,24 @@ def mse_to_psnr(mse: torch.Tensor) -> torch.Tensor: # of pixels in [-1, 1] -> de
 @torch.no_grad()
 def mean_psnr(ae: Autoencoder, images: torch.Tensor, # (n, 3, h, w) uint8, sides divisible by `ae.f`
               batch_size: int = 50
-    ) -> float: # decibels
-    "Mean over images of the PSNR of reconstructions from the posterior's mean."
+    ) -> float: # decibels; NaN of a first stage whose reconstructions are: it reports on a training
+    "Mean over images of the PSNR of reconstructions from the posterior's mean. Raises `ValueError` for no pictures."
     device = next(ae.parameters()).device
-    parts = (to_float(part).to(device) for part in images.split(batch_size))
-    return torch.cat([psnr(x, ae.decode(ae.encode(x))) for x in parts]).mean().item()
+    parts = (as_pictures(part).to(device) for part in images.split(batch_size))
+    errors = [(ae.decode(ae.encode(x)).clamp(-1, 1) - x).square().mean((1, 2, 3)) for x in parts]
+    return mse_to_psnr(torch.cat(errors)).mean().item()
 
 # %% ../../nbs/metrics/01_reconstruction.ipynb #ef8d2269
 def ssim(x: torch.Tensor, # (b, 3, h, w) in [-1, 1], sides of at least 11
          y: torch.Tensor # (b, 3, h, w); cut to [-1, 1]
     ) -> torch.Tensor: # (b,) up to 1, for equal images
-    "Structural similarity of each image, in Gaussian windows 11 wide. Raises `ValueError` for unequal shapes."
-    if x.shape != y.shape:
-        raise ValueError(f'images of shapes {tuple(x.shape)} and {tuple(y.shape)}: expected the same')
+    "Structural similarity of each image, in Gaussian windows 11 wide. Raises as `psnr`, and for small ones."
+    x, y = picture_pairs(x, y)
+    if min(x.shape[-2:]) < 11:
+        raise ValueError(f'images of {x.shape[-2]}x{x.shape[-1]}: the windows of SSIM need sides of at least 11')
     # here: it brings matplotlib and transformers along
     from torchmetrics.functional.image import structural_similarity_index_measure
-    return structural_similarity_index_measure(y.clamp(-1, 1), x, data_range=2., reduction='none').reshape(len(x))
+    return structural_similarity_index_measure(y, x, data_range=2., reduction='none').reshape(len(x))
 
 # %% ../../nbs/metrics/01_reconstruction.ipynb #22cfe893
 class Embedding(nn.Module):
@@ -57,7 +58,8 @@ class Embedding(nn.Module):
 
     def __init__(self, reader: Reader): super().__init__(); self.reader = reader
 
-    def forward(self, x): return self.reader.embed(x) # b 3 h w in [-1, 1] -> (b, 384)
+    def forward(self, x): # b 3 h w in [-1, 1] -> (b, 384); raises `ValueError` before a NaN reaches the covariances
+        return as_features(self.reader.embed(as_pictures(x)), least=1)[0].float()
 
 def reader_fid(reader: Reader, device='cpu'
     ) -> nn.Module: # of torchmetrics: `update(x, real=True)`, `update(y, real=False)`, `compute()`
@@ -69,7 +71,7 @@ def reader_fid(reader: Reader, device='cpu'
 def bits_per_pixel(ae: Autoencoder, x: torch.Tensor # (b, 3, h, w) in [-1, 1]
     ) -> float: # mean over the images; for a codebook: by its perplexity on them
     "What a latent costs to send, by an ideal coder that knows our latent scale, or how frequent each code is."
-    g, pixels = ae.posterior(x), x.shape[2]*x.shape[3]
+    g, pixels = ae.posterior(as_pictures(x)), x.shape[2]*x.shape[3]
     if ae.codebook:
         index = ae.codebook(g.mean).index
         return math.log2(perplexity(index, len(ae.codebook.embedding.weight)))*index[0].numel()/pixels
@@ -83,23 +85,28 @@ def measure_reconstruction(ae: Autoencoder, images: torch.Tensor, # (n, 3, h, w)
                            distance=None, # (x, y) -> (b,); None: over the reader's features
                            batch_size: int = 50
     ) -> dict: # name -> number; see the chapter for each
-    "Compare images with their reconstructions from the posterior's mean. Times: of one image, the median over batches."
-    ae, device = ae.eval(), next(ae.parameters()).device
+    """Compare images with their reconstructions from the posterior's mean. Times: of one image, the median over
+    batches. Raises `ValueError` for fewer than two images, and for a first stage whose reconstructions are NaN."""
+    if len(images) < 2: raise ValueError(f'{len(images)} image(s): a distance between sets needs at least 2')
+    was, device = ae.training, next(ae.parameters()).device
     distance = distance or FeatureDistance(reader.features)
     fid, seen, times, bits, index = reader_fid(reader, device), [], [], [], []
-    for part in images.split(batch_size):
-        x = to_float(part).to(device)
-        moments = [clock(device)]
-        z = ae.encode(x)
-        moments.append(clock(device))
-        y = ae.decode(z).clamp(-1, 1)
-        moments.append(clock(device))
-        times.append(torch.tensor(moments).diff()/len(x)*1000)
-        fid.update(x, real=True)
-        fid.update(y, real=False)
-        seen.append(torch.stack([psnr(x, y), ssim(x, y), distance(x, y)]))
-        bits.append(bits_per_pixel(ae, x)*len(x)/len(images))
-        if ae.codebook: index.append(ae.codebook(ae.unscale(z, quantize=False)).index)
+    try:
+        ae.eval()
+        for part in images.split(batch_size):
+            x = as_pictures(part).to(device)
+            moments = [clock(device)]
+            z = ae.encode(x)
+            moments.append(clock(device))
+            y = ae.decode(z).clamp(-1, 1)
+            moments.append(clock(device))
+            times.append(torch.tensor(moments).diff()/len(x)*1000)
+            fid.update(x, real=True)
+            fid.update(y, real=False)
+            seen.append(torch.stack([psnr(x, y), ssim(x, y), distance(x, y)]))
+            bits.append(bits_per_pixel(ae, x)*len(x)/len(images))
+            if ae.codebook: index.append(ae.codebook(ae.unscale(z, quantize=False)).index)
+    finally: ae.train(was)
     out = dict(zip(('psnr', 'ssim', 'perceptual'), torch.cat(seen, dim=1).mean(1).tolist()))
     out |= (dict(rfid=fid.compute().item(), bits_per_pixel=sum(bits)) |
             dict(zip(('encode_ms', 'decode_ms'), torch.stack(times).median(0).values.tolist())))
