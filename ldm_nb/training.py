@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LR_SCHEDULES', 'ADAMW', 'EMA', 'local_tensors', 'one_cycle', 'constant', 'scaled_lr', 'Callback', 'Objective',
-           'to_device', 'cpu_accelerator', 'Trainer', 'trained_parameters']
+           'to_device', 'cpu_accelerator', 'Trainer', 'trained_parameters', 'load_optimizer']
 
 # %% ../nbs/story/13_training.ipynb #fa2c22a1
 import copy, math, time
@@ -84,6 +84,7 @@ class Callback:
 
     def state_dict(self) -> dict: return {}
     def load_state_dict(self, state: dict): pass
+    def check_state(self, state: dict, trainer): pass # raises `ValueError` for what it cannot load
 
 # %% ../nbs/story/13_training.ipynb #3e8e8c44
 class Objective(nn.Module):
@@ -190,9 +191,9 @@ class Trainer:
         for callback in self.callbacks:
             callback.begin(self)
         while self.steps_done < self.steps:
-            start = time.time()
+            start = time.perf_counter() # a clock that nobody sets
             loss = self.step()
-            self.seconds += time.time() - start
+            self.seconds += time.perf_counter() - start
             self.mean = loss if self.mean is None else .99*self.mean + .01*loss
             for callback in self.callbacks:
                 callback.after_step(self, loss)
@@ -211,8 +212,9 @@ class Trainer:
     def load_state_dict(self, state: dict): # as `state_dict` returns it
         "Go on from there."
         self.model.load_state_dict(state['model'])
-        self.opt.load_state_dict(state['opt'])
-        self.ema.state = {k: v.to(self.device) for k, v in state['ema'].items()}
+        load_optimizer(self.opt, state['opt'])
+        for k, v in self.ema.state.items():
+            v.copy_(state['ema'][k])
         self.ema.updates = state['ema_updates']
         self.steps_done = state['step']
         self.seconds = state['seconds']
@@ -230,3 +232,11 @@ class Trainer:
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     "Those that an optimiser may change."
     return [p for p in model.parameters() if p.requires_grad]
+
+def load_optimizer(opt, state: dict): # as its `state_dict` returns it, of Adam or AdamW
+    "Restore Adam's moments, each laid out in memory as its weight is now; settings stay."
+    opt.load_state_dict(dict(state, param_groups=opt.state_dict()['param_groups']))
+    for weight, moments in opt.state.items():
+        for k, v in moments.items():
+            if v.shape == weight.shape and v.stride() != weight.stride():
+                moments[k] = torch.empty_like(weight).copy_(v)
