@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'count_images', 'first_stage', 'start_from',
            'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back', 'show_reconstructions',
-           'show_tracker', 'train_diffusion', 'own_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts',
-           'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
+           'show_tracker', 'train_diffusion', 'about_run', 'own_vocabulary', 'diffusion_batch', 'diffusion_loss',
+           'with_parts', 'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from ..autoencoder import Autoencoder, load_autoencoder, measure_scale, save_autoencoder
 from .common import save_grid
-from ..core import LatentDiffusion, shared_first_stage
+from ..core import LatentDiffusion, model_config, shared_first_stage
 from ..datasets.images import to_float, to_uint8
 from ..datasets.sources import crops, load_images
 from ..diffusion import DiffusionLoss, Schedule, draw_t
@@ -26,7 +26,7 @@ from ..engine.distributed import averaged_model, make_accelerator
 from ..engine.files import (
     atomic_path, find_pretrained, load_model, weights_hash, writable_folder)
 from ..engine.presets import card, resolve_config, to_command
-from ..engine.runs import make_trainer, run
+from ..engine.runs import make_trainer, one_writer, run
 from ..engine.seeds import SampleRNG, batch_indices, generator
 from ..fast.compile import compile_network
 from ..fast.graphs import CUDAGraphed
@@ -39,6 +39,7 @@ from ..text import train_tokenizer
 from ..training import Trainer, to_device
 
 # %% ../../nbs/cli/01_recipes.ipynb #1b91e0b6
+@one_writer
 def train_reader(out: str | Path, # folder for checkpoints/, log.jsonl, config.json, model.safetensors
                  preset: str = 'laptop', # as in `resolve_config`
                  resume: bool = False, # as in `run`
@@ -58,7 +59,9 @@ def train_reader(out: str | Path, # folder for checkpoints/, log.jsonl, config.j
         return dict(image=data['image'][i], map=data['map'][i],
                     attributes={k: v[i] for k, v in data['attributes'].items()})
     torch.manual_seed(s['seed'])
-    trainer = make_trainer(make_fast(Reader(**s['model']), s, acc), reader_loss, batch, s, out, acc)
+    model = Reader(**s['model'])
+    trainer = make_trainer(make_fast(model, s, acc), reader_loss, batch, s, out, acc,
+                           about=dict(kind='reader', model=model.config))
     if not run(trainer, resume, quiet, live): return None
     reader = averaged_model(trainer)
     if not acc.is_main_process: return None
@@ -82,6 +85,7 @@ def make_fast(net: nn.Module, s: dict, acc: Accelerator # settings of the run
     return net
 
 # %% ../../nbs/cli/01_recipes.ipynb #bc4c9fc1
+@one_writer
 def train_autoencoder(out: str | Path, # folder for checkpoints, log, reconstructions.png and the model
                       data: str = 'postcards', # as in `load_images`
                       preset: str = 'laptop', # as in `resolve_config`
@@ -105,8 +109,8 @@ def train_autoencoder(out: str | Path, # folder for checkpoints, log, reconstruc
     objective = first_stage_loss(s, acc.device, bool(ae.codebook), acc.num_processes)
     learns = [AdversaryStep(objective, acc)] if objective.adversary or objective.dead_codes else []
     trainer = make_trainer(make_fast(ae, s, acc), objective, crops(images, s['crop'], s['batch_size'], s['seed']), s,
-                           out, acc, show_reconstructions(fresh, out), learns, crop=s['crop'], data=data, init=init,
-                           **{k: s[k] for k in FIRST_STAGE if k in s})
+                           out, acc, show_reconstructions(fresh, out), learns, dict(kind='autoencoder', model=ae.config),
+                           crop=s['crop'], data=data, init=init, **{k: s[k] for k in FIRST_STAGE if k in s})
     if not run(trainer, resume, quiet, live): return None
     ae = averaged_model(trainer)
     if not acc.is_main_process: return None
@@ -216,6 +220,7 @@ def show_tracker(trainer: Trainer, name: str, x: Tensor): # b 3 h w in [-1, 1]
         if hasattr(t, 'log_images'): t.log_images({name: to_uint8(x)}, step=trainer.steps_done, dataformats='NHWC')
 
 # %% ../../nbs/cli/01_recipes.ipynb #cfc2abbe
+@one_writer
 def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png, loss_by_t.png and the model
                     data: str = 'postcards', # as in `load_images`
                     preset: str = 'laptop', # as in `resolve_config`
@@ -253,8 +258,9 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     trainer = make_trainer(
         trained_parts(ldm), loss, batch, s, out, acc,
         lambda model, trainer: see(with_parts(ldm, model), trainer.steps_done if watch else trainer),
-        [] if s['checkpointing'] else [Recording(CUDAGraphed)], autoencoder=ae_hash, condition=condition,
-        prediction_type=prediction_type, logit_normal_share=logit_normal_share, data=data, init=init)
+        [] if s['checkpointing'] else [Recording(CUDAGraphed)], about_run(ldm, autoencoder, ae_hash),
+        autoencoder=ae_hash, condition=condition, prediction_type=prediction_type,
+        logit_normal_share=logit_normal_share, data=data, init=init)
     if not run(trainer, resume, quiet, live): return None
     parts = averaged_model(trainer)
     if not acc.is_main_process: return None
@@ -263,6 +269,12 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
                          init=init, tokenizer=tokenizer)
     ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data))
     return ldm
+
+def about_run(ldm: LatentDiffusion, autoencoder: str, ae_hash: str # the first stage; of its weights
+    ) -> dict: # for run.json
+    "What config.json will say of the model; a first stage that is not shipped is named by its whole path."
+    stage = ldm.first_stage or dict(name=str(find_pretrained(autoencoder).resolve()), hash=ae_hash)
+    return model_config(ldm) | dict(autoencoder=stage)
 
 def own_vocabulary(images: dict, data: str, tokenizer: str | None # as `load_images` gives it; as in `train_diffusion`
     ) -> list[str] | None: # None: the shipped one

@@ -14,6 +14,7 @@ from .recipes import train_autoencoder, train_diffusion, train_reader
 from ..engine.cost import DEVICES
 from ..engine.devices import PRECISIONS
 from ..engine.presets import PRESETS
+from ..engine.runs import StopRequest
 from ..paper.conditions import NEEDS
 
 # %% ../../nbs/cli/03_train.ipynb #0d18d54c
@@ -123,7 +124,8 @@ def main(argv: list[str] | None = None): # None: the command line
         tracker = None if a.tracker == 'none' else a.tracker
         if train(a.out, resume=a.resume, quiet=a.quiet, tracker=tracker, **settings(a)) and is_first():
             print(f'wrote {a.out}/config.json and model.safetensors')
-    guarded(run, argv)
+        return StopRequest.last
+    if stopped := guarded(run, argv): raise SystemExit(128 + stopped)
 
 # %% ../../nbs/cli/03_train.ipynb #7f9e06b4
 if __name__ == '__main__' and '__file__' in globals(): main()   # in a notebook there is no __file__

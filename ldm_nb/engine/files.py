@@ -117,7 +117,7 @@ def writable_folder(folder: str | Path, # made if it is not there
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder/f'.probe.{os.getpid()}'
+        probe = temporary(folder/'probe')
         probe.write_bytes(b'')
         probe.unlink()
     except OSError as e: raise OSError(f'cannot write in {folder}: {e.strerror}. {cure}') from e
@@ -235,8 +235,8 @@ def load_run(path: str | Path # the folder of a run, or one of its checkpoints
     rest = as_float(read_tensors(folder/'model.safetensors')) if finished else {}
     for file in [path] if path.is_file() else step_files(folder):
         try: step, average = read_average(file)
-        except ValueError as e:
-            if path.is_file(): raise
+        except (ValueError, FileNotFoundError) as e: # a run that goes on removes old ones
+            if file == path: raise
             warnings.warn(f'{e} Trying the one before.')
         else:
             what = 'a checkpoint' if path.is_file() else 'this run is not finished'
@@ -363,4 +363,7 @@ def find_pretrained(name: str | Path # a folder, or the name of a model in data/
 def weights_hash(folder: str | Path # a model folder
     ) -> str: # the first 16 hex digits of the SHA-256 of its model.safetensors
     "A fingerprint of a folder's weights."
+    if not (Path(folder)/'model.safetensors').is_file():
+        raise FileNotFoundError(f'{folder} has no model.safetensors: what another model is built on must be trained to '
+                                'its end')
     with open(Path(folder)/'model.safetensors', 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16]

@@ -91,7 +91,7 @@ def to_command(stage: str, out, preset: str, override: dict, # as in `resolve_co
     "The command that would do a run."
     given = dict(more, preset=preset) | {k: v for k, v in override.items() if v is not None} | dict(out=out)
     word = lambda k, v: f'--{k.replace("_", "-")}' + ('' if v is True else f' {shlex.quote(str(v))}')
-    return ' '.join([f'ldm-train {stage}'] + [word(k, v) for k, v in given.items() if v not in (None, False)])
+    return ' '.join([f'ldm-train {stage}'] + [word(k, v) for k, v in given.items() if v is not None and v is not False])
 
 def card(trainer: Trainer, command: str, **more) -> dict: # for config.json
     "What a model card must say: how it was made, on what, for how long."

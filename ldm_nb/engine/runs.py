@@ -32,7 +32,8 @@ class StopRequest:
         self.terminals = [s.fileno() for s in (sys.stdout, sys.stderr) if s and s.isatty()]
         hangup = getattr(signal, 'SIGHUP', None)                            # Windows has none
         for s in (signal.SIGINT, signal.SIGTERM, hangup):
-            if s and not (s == hangup and signal.getsignal(s) == signal.SIG_IGN): self.old[s] = signal.signal(s, self.ask)
+            if not s or s == hangup and signal.getsignal(s) == signal.SIG_IGN: continue
+            self.old[s] = signal.signal(s, self.ask)
         return self
 
     def ask(self, number, _):
@@ -121,7 +122,7 @@ class LivePlot:
         if self.handle: self.handle.update(self.fig)
         self.drawn = time.monotonic()
 
-# %% ../../nbs/engine/09_runs.ipynb #83c30392
+# %% ../../nbs/engine/09_runs.ipynb #853b888c
 HELD = set() # files that this process has locked: to the system a second lock of the same process is no other
 
 def lock(file) -> bool: # a file open for writing
@@ -161,7 +162,7 @@ def take_lock(path: Path): # -> the open file
 
 @contextmanager
 def hold_folder(out: str | Path): # made if it is not there, and removed at the end if it is still empty
-    "Inside the block no other run can write to a folder. Raises `ValueError` if one does, `OSError` if it is not writable."
+    "Inside the block no other run can write to a folder. Raises `ValueError` if one does, `OSError` if none can."
     if os.environ.get('RANK', '0') not in ('', '0'): # the first process of a run holds it for all
         yield
         return
