@@ -19,6 +19,7 @@ from ldm_nb.engine.files import (
     weights_hash)
 from .engine.seeds import ItemNoise
 from .guidance import Guidance, guide
+from .layers import evaluating
 from .request import Request, check_int, check_memory, latent_shape, resolve_request
 from .unet import Cond, UNet
 
@@ -98,28 +99,31 @@ class LatentDiffusion(nn.Module):
     def stream(self, *args, items: range | None = None, **kwargs) -> Iterator: # as in `sample`
         "A generator of (z_t, z0_hat), (b, z, h, w) each, after each step. Errors come at the call."
         request = resolve_request(self, *args, **kwargs)
-        check_memory(self, request, len(request if items is None else items), decode=False)
+        check_memory(self, request, len(request.items(items)), decode=False)
         return self.sampling_loop(request, items)
 
     @torch.no_grad()
     def sampling_loop(self, request: Request, items: range | None = None # images; None: all
         ) -> Iterator:
-        "As `stream`, for some images of a request. Leaves the model in evaluation mode."
-        self.eval()
-        items = range(len(request)) if items is None else items
-        noise = ItemNoise(request.seed, items)
-        z = self.start(request, items, noise) # b z h w
-        denoise = self.guided(request, slice(items.start, items.stop))
+        "As `stream`, for some images of a request. Between two steps the model is as it was."
+        items = request.items(items)
+        with evaluating(self):
+            noise = ItemNoise(request.seed, items)
+            z = self.start(request, items, noise) # b z h w
+            denoise = self.guided(request, slice(items.start, items.stop))
         steps = request.sampler(denoise, z, request.sigmas, noise=noise, **request.sampler_args)
-        sigmas = request.sigmas[1:].tolist() # samplers see z0 + sigma*noise; the paper's z_t:
-        return ((z/(1 + s**2)**.5, z0_hat) for s, (z, z0_hat) in zip(sigmas, steps))
+        def taken():
+            for s in request.sigmas[1:].tolist(): # samplers see z0 + s*noise; the paper's z_t:
+                with evaluating(self): z, z0_hat = next(steps)
+                yield z/(1 + s**2)**.5, z0_hat
+        return taken()
 
     def start(self, request: Request, items: range, noise: Callable) -> Tensor: # (b, z, h, w)
         "Noise of the first level; around `init`, if there is one."
         part = slice(items.start, items.stop)
-        if request.latents is None: unit = noise(torch.empty(len(items), *request.shape))
-        else: unit = request.latents[part]
-        unit = unit.to(self.device, torch.float32)
+        like = torch.empty(len(items), *request.shape, dtype=torch.float32)
+        unit = noise(like) if request.latents is None else request.latents[part]
+        unit = unit.to(self.device)
         sigma = request.sigmas[0].item()
         if request.init is None: return unit*(1 + sigma**2)**.5 # unit latents plus noise: so large
         init = request.init if len(request.init) == 1 else request.init[part] # 1 or b, 3 h w
@@ -144,7 +148,8 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor: # b z h w -> b 3 fh fw, float32 in [-1, 1], on the CPU
         "Clean latents to images, clipped."
-        return self.autoencoder.decode(z.to(self.dtype)).float().clamp(-1, 1).cpu()
+        with evaluating(self.autoencoder):
+            return self.autoencoder.decode(z.to(self.dtype)).float().clamp(-1, 1).cpu()
 
     def compile(self, **how) -> 'LatentDiffusion': # itself; how: for `torch.compile`
         "Sample faster from now on; the first image of each batch size waits for minutes."

@@ -25,12 +25,14 @@ class Guidance:
     # outside it is 1 (Kynkaanniemi et al. 2024)
 
     def __post_init__(self):
-        if not isinstance(self.w, Real) or not abs(self.w) < float('inf'):
-            raise ValueError(f'guidance={self.w!r}: expected a number, e.g. 3')
-        if not 0 <= self.rescale <= 1:
-            raise ValueError(f'rescale={self.rescale}: expected a share, 0 to 1')
-        if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1]:
-            raise ValueError(f'interval={self.interval}: expected two noise levels, '
+        number = lambda v: isinstance(v, Real) and not isinstance(v, bool)
+        if not number(self.w) or not abs(self.w) <= 1000: # beyond, float32 has no digits left
+            raise ValueError(f'guidance={self.w!r:.60}: expected a number up to 1000, e.g. 3')
+        if not number(self.rescale) or not 0 <= self.rescale <= 1:
+            raise ValueError(f'rescale={self.rescale!r:.60}: expected a share, 0 to 1')
+        ends = self.interval if isinstance(self.interval, (tuple, list)) else ()
+        if len(ends) != 2 or not all(map(number, ends)) or not 0 <= ends[0] < ends[1]:
+            raise ValueError(f'interval={self.interval!r:.60}: expected two noise levels, '
                              'the lower one first')
 
 def check_pairs(c: Cond, null: Cond) -> None:

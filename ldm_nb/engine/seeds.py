@@ -90,4 +90,5 @@ class ItemNoise:
 
     def __call__(self, like: torch.Tensor # (b, ...): gives shape, type and device
         ) -> torch.Tensor: # the same shape
-        return torch.stack([torch.randn(like.shape[1:], generator=g) for g in self.streams]).to(like)
+        draw = lambda g: torch.randn(like.shape[1:], generator=g, dtype=torch.float32) # whatever the default is
+        return torch.stack([draw(g) for g in self.streams]).to(like)
