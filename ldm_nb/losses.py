@@ -225,9 +225,7 @@ class Adversary:
         return dict(net=self.net.state_dict(), opt=self.opt.state_dict(), step=self.step)
 
     def load_state_dict(self, state: dict):
-        self.net.load_state_dict(state['net'])
-        settings = self.opt.state_dict()['param_groups'] # they stay as they are
-        self.opt.load_state_dict(dict(state['opt'], param_groups=settings))
+        for k in ('net', 'opt'): getattr(self, k).load_state_dict(state[k])
         self.step = state['step']
 
 # %% ../nbs/story/08_losses.ipynb #1989c671

@@ -109,7 +109,8 @@ def train_autoencoder(out: str | Path, # folder for checkpoints, log, reconstruc
     objective = first_stage_loss(s, acc.device, bool(ae.codebook), acc.num_processes)
     learns = [AdversaryStep(objective, acc)] if objective.adversary or objective.dead_codes else []
     trainer = make_trainer(make_fast(ae, s, acc), objective, crops(images, s['crop'], s['batch_size'], s['seed']), s,
-                           out, acc, show_reconstructions(fresh, out), learns, dict(kind='autoencoder', model=ae.config),
+                           out, acc, show_reconstructions(fresh, out), learns,
+                           dict(kind='autoencoder', model=ae.config),
                            crop=s['crop'], data=data, init=init, **{k: s[k] for k in FIRST_STAGE if k in s})
     if not run(trainer, resume, quiet, live): return None
     ae = averaged_model(trainer)

@@ -131,8 +131,8 @@ class SaveCheckpoints(Callback):
         for old in checkpoints(self.out)[self.keep:]: old.unlink()
 
     def resume(self, trainer: Trainer) -> int: # steps already done; 0 if there is no checkpoint
-        """Go on from the latest checkpoint, if there is one. Raises `ValueError`, and loads nothing, if it was made with
-        other settings, or is not what this trainer would have written."""
+        """Go on from the latest checkpoint, if there is one. Raises `ValueError`, and loads nothing, for one with
+        other settings, or that is not what this trainer would have written."""
         state, path = latest(self.out)
         if state is None: return 0
         check_settings(state['settings'], self.settings(trainer), path)
@@ -171,6 +171,10 @@ class AdversaryStep(Callback):
     def state_dict(self): return self.objective.state_dict()
 
     def load_state_dict(self, state):
+        if 'adversary' in state: # the settings of its optimiser stay
+            settings = self.objective.adversary.opt.state_dict()['param_groups']
+            kept = state['adversary']
+            state = state | dict(adversary=kept | dict(opt=kept['opt'] | dict(param_groups=settings)))
         if state: self.objective.load_state_dict(state)
 
     def check_state(self, state, trainer):
