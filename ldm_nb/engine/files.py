@@ -146,7 +146,9 @@ def unreadable(path: str | Path, error: Exception, kind: str) -> Exception: # ki
     "What to raise when a reader failed on a file."
     if not os.path.lexists(path): return FileNotFoundError(f'no file {path}')
     if isinstance(error, PermissionError): return PermissionError(f'{path} may not be read: {error.strerror}')
-    what, why = what_is(path), ' '.join(str(error).split())[:160] or type(error).__name__
+    what = what_is(path)
+    if kind == 'file of torch' and what in ('a zip archive', 'a pickle'): what = '' # as a whole one begins
+    why = ' '.join(str(error).split())[:160] or type(error).__name__
     said = f'is {what}; a {kind} was expected' if what else f'is truncated or no {kind} ({why})'
     return ValueError(f'{path} {said}. Copy or download it again.')
 
