@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'Postcards', 'render_all']
 
 # %% ../../nbs/datasets/03_postcards.ipynb #aef88476
-import hashlib, os, warnings
+import hashlib, os, signal, warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,7 +15,8 @@ import torch
 from .captions import caption
 from .images import to_float
 from .scenes import ATTRIBUTES, Scene, random_scene, render
-from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, writable_folder
+from ..engine.files import (
+    CACHE_ELSEWHERE, atomic_path, cache_folder, end_with_parent, sweep, writable_folder)
 
 # %% ../../nbs/datasets/03_postcards.ipynb #76d66a9f
 class Postcards:
@@ -50,15 +51,36 @@ def _block(args): # draws one block of a data set and stores it
         np.savez(f, image=np.stack([r['image'] for r in rs]), map=np.stack([r['map'] for r in rs]).astype(np.uint8),
                  boxes=np.concatenate([r['boxes'] for r in rs]), count=np.array([len(r['boxes']) for r in rs]))
 
+def _begin(): # in each process that draws: it ends with the one that it draws for, and leaves Ctrl-C to that
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
 def _draw(todo: list, workers: int): # the arguments of `_block`, one tuple a block
     "Draw blocks in several processes, or here where those cannot be started (in a notebook on macOS, say)."
     workers = min(workers, len(todo))
     if workers > 1:
         try:
-            with ProcessPoolExecutor(workers) as pool: return list(pool.map(_block, todo))
+            with ProcessPoolExecutor(workers, initializer=_begin) as pool:
+                try: return list(pool.map(_block, todo))
+                except BaseException: # of a block, or Ctrl-C: wait for no other block
+                    for process in list((pool._processes or {}).values()): process.kill()
+                    raise
         except BrokenProcessPool:
             warnings.warn('no other processes could draw; drawing in this one, which takes longer')
     return list(map(_block, todo))
+
+def _read(ds, path: Path) -> dict | None: # name -> array; None: not there, or damaged
+    "Read one block. It is closed again: a data set may have more blocks than a process may open files."
+    form = dict(image=(BLOCK, ds.size, ds.size, 3), map=(BLOCK, ds.size, ds.size), boxes=(None, 5), count=(BLOCK,))
+    if not path.is_file(): return None
+    try:
+        with np.load(path, allow_pickle=False) as f: block = {k: f[k] for k in form}
+        good = all(block[k].ndim == len(shape) and all(b in (None, a) for a, b in zip(block[k].shape, shape))
+                   for k, shape in form.items()) and block['count'].sum() == len(block['boxes'])
+        if good and block['image'].dtype == block['map'].dtype == np.uint8: return block
+    except Exception: pass # a damaged zip can raise anything
+    warnings.warn(f'{path} is damaged: drawing it again')
+    return None
 
 # %% ../../nbs/datasets/03_postcards.ipynb #d6703f8e
 def render_all(ds: Postcards, # what to draw
@@ -70,10 +92,16 @@ def render_all(ds: Postcards, # what to draw
                                                                                 ds.size).values())).hexdigest()[:12]
     folder = Path(cache or cache_folder())/f'postcards-{ds.size}-{ds.seed}-{key}'
     paths = {k: folder/f'{k:06d}.npz' for k in range(0, ds.n, BLOCK)}
-    todo = [(ds, k, p) for k, p in paths.items() if not p.exists()]
-    if todo: writable_folder(folder, CACHE_ELSEWHERE)
-    _draw(todo, workers or os.cpu_count())
-    blocks = [np.load(p) for p in paths.values()]
+    found = {k: _read(ds, p) for k, p in paths.items()}
+    todo = [k for k, block in found.items() if block is None]
+    if todo:
+        writable_folder(folder, CACHE_ELSEWHERE)
+        sweep(folder)
+        _draw([(ds, k, paths[k]) for k in todo], workers or os.cpu_count())
+        found |= {k: _read(ds, paths[k]) for k in todo}
+    if lost := [paths[k] for k, block in found.items() if block is None]:
+        raise OSError(f'{lost[0]} was drawn and cannot be read again: is the disk damaged? {CACHE_ELSEWHERE}')
+    blocks = list(found.values())
     scenes = [ds.scene(i) for i in range(ds.n)]
     atts = {k: torch.tensor([vs.index(s.attributes()[k]) for s in scenes]) for k, vs in ATTRIBUTES.items()}
     image, seg = (np.concatenate([b[k] for b in blocks])[:ds.n] for k in ('image', 'map'))

@@ -10,6 +10,7 @@ import signal, warnings
 from multiprocessing.util import Finalize
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
+from .files import end_with_parent
 
 # %% ../../nbs/engine/04_feeding.ipynb #a25266dd
 class MicroBatches:
@@ -24,8 +25,11 @@ class MicroBatches:
         return self.batch(step, self.micro_batches[i])
 
 def ignore_signals(worker: int):
-    "A signal to all processes of a run is for the one that trains: it finishes its step, and needs batches for that."
-    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)
+    """A signal to all processes of a run is for the one that trains: it finishes its step, and needs batches for that. A
+    worker ends with it."""
+    for s in ('SIGINT', 'SIGTERM', 'SIGHUP'): # Windows has no SIGHUP
+        if hasattr(signal, s): signal.signal(getattr(signal, s), signal.SIG_IGN)
+    end_with_parent()
 
 def feed(batch, # as in `Trainer`
          micro_batches: list[slice], # those of this process
