@@ -25,7 +25,7 @@ class MicroBatches:
         return self.batch(step, self.micro_batches[i])
 
 def ignore_signals(worker: int):
-    """A signal to all processes of a run is for the one that trains: it finishes its step, and needs batches for that. A
+    """A signal to all processes of a run is for the one that trains: it finishes its step and needs batches for that. A
     worker ends with it."""
     for s in ('SIGINT', 'SIGTERM', 'SIGHUP'): # Windows has no SIGHUP
         if hasattr(signal, s): signal.signal(getattr(signal, s), signal.SIG_IGN)
