@@ -9,12 +9,12 @@ __all__ = ['load_images', 'photo_crops', 'crops']
 import hashlib
 from pathlib import Path
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from .folders import ImageFolder, TorchvisionImages
 from .images import to_bytes, to_float
 from .photographs import Photographs
 from .postcards import Postcards, render_all
-from ..engine.files import atomic_path, cache_folder
+from ..engine.files import atomic_path, cache_folder, read_tensors, sweep
 from ..engine.seeds import batch_indices, generator
 
 # %% ../../nbs/datasets/07_sources.ipynb #3345a10f
@@ -49,9 +49,13 @@ def photo_crops(n: int, size: int, seed: int, held_out: bool
     # other photographs, another file
     key = hashlib.sha256(b''.join(crop(i).numpy().tobytes() for i in range(4))).hexdigest()[:12]
     path = cache_folder()/f'photos-{size}-{n}-{key}.safetensors'
-    if not path.is_file():
-        with atomic_path(path) as p: save_file(dict(image=torch.stack([crop(i) for i in range(n)])), p)
-    return load_file(path)['image']
+    try: image = read_tensors(path)['image']
+    except (FileNotFoundError, ValueError, KeyError): image = None          # none, or a damaged one: drawn again
+    if image is None or image.shape != (n, 3, size, size) or image.dtype != torch.uint8:
+        sweep(cache_folder())
+        image = torch.stack([crop(i) for i in range(n)])
+        with atomic_path(path) as p: save_file(dict(image=image), p)
+    return image
 
 # %% ../../nbs/datasets/07_sources.ipynb #e1d07f9f
 def crops(images: torch.Tensor, # (n, 3, h, w) uint8
