@@ -28,7 +28,7 @@ def demo(out: str | Path = 'demo.png', # the image to write
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    out, start = Path(out), time.time()
+    out, start = Path(out), time.perf_counter()
     writable_file(out)
     ldm, reader = LatentDiffusion.from_pretrained(model).to(pick_device()), load_reader()
     ds = Postcards(n, seed=seed)
@@ -44,7 +44,7 @@ def demo(out: str | Path = 'demo.png', # the image to write
     show_images(torch.cat([torch.stack(row) for row in zip(*rows)]), ncol=len(rows), width=8,
                 title=f'z_t and z0_hat, decoded: {captions[0]}', fig=bottom)
     with atomic_path(out) as p: fig.savefig(p, dpi=120, format=image_format(out))
-    seconds = time.time() - start
+    seconds = time.perf_counter() - start
     print(f'{out}: {n} captions, {steps} steps each, {seconds:.0f} s in all')
     if table:
         command = (f'python -m ldm_nb.cli.demo --model {model} --n {n} --steps {steps} --guidance {guidance:g} '

@@ -72,9 +72,9 @@ def main(argv: list | None = None): # None: the command line
     def run(argv):
         a = evaluate_parser().parse_args(argv)
         checked(a)
-        start, device = time.time(), pick_device(a.device)
+        start, device = time.perf_counter(), pick_device(a.device)
         rows = measured_by(a, device)
-        seconds = time.time() - start
+        seconds = time.perf_counter() - start
         print(table_of(rows))
         print(f'{a.model} on {a.data}, seed {a.seed}, features of the {a.features}: {seconds:.0f} s on {device}')
         if not a.out: return

@@ -56,10 +56,10 @@ def main(argv: list | None = None): # None: the command line
         ldm.request(**how)                                                                # all checks, no step
         out = Path(a.out)
         writable_file(out)
-        start = time.time()
+        start = time.perf_counter()
         x = ldm.sample(**how)
         save_grid(x, out, [p for p in a.prompt for _ in range(a.n)] if len(x) == len(a.prompt)*a.n else None)
-        print(f'wrote {out}: {len(x)} image(s) in {time.time() - start:.1f} s')
+        print(f'wrote {out}: {len(x)} image(s) in {time.perf_counter() - start:.1f} s')
     guarded(run, argv)
 
 # %% ../../nbs/cli/04_sample.ipynb #da5369a8

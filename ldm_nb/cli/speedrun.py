@@ -18,6 +18,7 @@ from ..datasets.postcards import Postcards
 from ..datasets.sources import load_images
 from ..engine.files import atomic_path, writable_folder
 from ..engine.presets import resolve_config
+from ..engine.runs import StopRequest, one_writer
 from ..metrics.reader import caption_accuracy, load_reader
 
 # %% ../../nbs/cli/06_speedrun.ipynb #b2f670bd
@@ -39,16 +40,18 @@ def judge(ldm: LatentDiffusion, n: int = 256, # fresh captions
 # %% ../../nbs/cli/06_speedrun.ipynb #26abe2f6
 class Clock:
     "Seconds since the start, in a file of one JSON object a line."
-    def __init__(self, path: Path, quiet: bool = False): self.path, self.quiet, self.start = path, quiet, time.time()
+    def __init__(self, path: Path, quiet: bool = False):
+        self.path, self.quiet, self.start = path, quiet, time.perf_counter()
 
     def note(self, what: str, **numbers) -> dict: # what has just ended
-        row = dict(what=what, seconds=round(time.time() - self.start, 1)) | numbers
+        row = dict(what=what, seconds=round(time.perf_counter() - self.start, 1)) | numbers
         with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
         seen = ', '.join(f'{k} {v:.0%}' for k, v in numbers.items() if k in ('all', *GOAL))
         if not self.quiet: print(f'{row["seconds"]:7.0f} s  {what}  {seen}', flush=True)
         return row
 
 # %% ../../nbs/cli/06_speedrun.ipynb #d2cbc96c
+@one_writer
 def speedrun(out: str | Path, # a new folder: ae/, text/, clock.jsonl, emerging.png, speedrun.json
              seed: int = 0, preset: str = 'speedrun', device=None, precision=None, # as in `ldm_nb.cli.recipes`
              n: int = 256, # captions that judge
@@ -57,7 +60,8 @@ def speedrun(out: str | Path, # a new folder: ae/, text/, clock.jsonl, emerging.
     "Train a text-to-image model from nothing and judge it. Raises `ValueError` for a folder that holds a run."
     if n < 4: raise ValueError(f'n={n}: judge at least 4 captions')
     out = writable_folder(out)
-    if any(out.iterdir()): raise ValueError(f'{out} is not empty: a speedrun starts from nothing, give a new folder')
+    if any(p.name != 'run.lock' for p in out.iterdir()):
+        raise ValueError(f'{out} is not empty: a speedrun starts from nothing, give a new folder')
     clock, frames = Clock(out/'clock.jsonl', quiet), []
     s = resolve_config('diffusion', preset, seed=seed)
     load_images('postcards', s['size'], s['n'], seed)
@@ -110,10 +114,12 @@ def main(argv: list | None = None): # None: the command line
         a = p.parse_args(argv)
         os.environ['LDM_NB_CACHE'] = str(Path(a.out).resolve()/'cache')
         r = speedrun(**vars(a))
-        if r is None: return print('stopped: a speedrun is not resumed, it starts again in a new folder')
+        if r is None:
+            print('stopped: a speedrun is not resumed, it starts again in a new folder')
+            return StopRequest.last
         seen = ', '.join(f'{k} {r["accuracy"].get(k, 0):.1%} (goal {v:.0%})' for k, v in GOAL.items())
         print(f'{"reached" if r["reached"] else "NOT reached"} in {r["minutes"]:.1f} min: {seen}')
-    guarded(go, argv)
+    if stopped := guarded(go, argv): raise SystemExit(128 + stopped)
 
 # %% ../../nbs/cli/06_speedrun.ipynb #0d0708ed
 if __name__ == '__main__' and '__file__' in globals(): main()   # in a notebook there is no __file__

@@ -139,9 +139,9 @@ class Tries:
         here = 'forkserver' in multiprocessing.get_all_start_methods()
         self.ctx, self.seconds = multiprocessing.get_context('forkserver' if here else 'spawn'), 300
         if here: self.ctx.set_forkserver_preload(['ldm_nb.course.checks'])
-        start = time.time()
+        start = time.perf_counter()
         self('guidance', '', '') # the first one waits for the imports
-        self.seconds = seconds if here else seconds + 2*(time.time() - start)
+        self.seconds = seconds if here else seconds + 2*(time.perf_counter() - start)
 
     def __call__(self, name: str, setup: str, code: str) -> str: # as `try_answer`
         ours, theirs = self.ctx.Pipe(duplex=False)
