@@ -8,12 +8,14 @@ __all__ = ['Encoder', 'middle', 'Decoder', 'Gaussian', 'Codes', 'Codebook', 'per
 
 # %% ../nbs/story/07_autoencoder.ipynb #09c1be30
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from .engine.files import find_pretrained, load_into, load_model, save_model
+from .engine.build import construct
+from .engine.files import build_fitting, open_model, save_model
 from .layers import Down, ResBlock, SelfAttention, Up, nearest_sizes, norm, silu
 
 # %% ../nbs/story/07_autoencoder.ipynb #60ecdde5
@@ -248,13 +250,5 @@ def save_autoencoder(ae: Autoencoder, folder: str | Path,
 def load_autoencoder(name: str | Path # a name in data/pretrained, or a folder
     ) -> Autoencoder: # on the CPU, in evaluation mode
     "Load a first stage. Raises `FileNotFoundError` or `ValueError` as `load_model` does."
-    folder = find_pretrained(name)
-    config, tensors = load_model(folder)
-    if config.get('kind') != 'autoencoder':
-        raise ValueError(f'{folder} holds {config.get("kind", "a model of no kind")!r}, not an '
-                         'autoencoder. Give a folder that save_autoencoder wrote.')
-    try: ae = Autoencoder(**config['model'])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{folder}/config.json does not describe an autoencoder '
-                         f'({type(e).__name__}: {e}). Copy it again from where it came.') from e
-    return load_into(ae, tensors, str(folder)).eval()
+    folder, config, tensors = open_model(name, 'autoencoder')
+    return build_fitting(partial(construct, Autoencoder), config.get('model'), tensors, folder)

@@ -7,13 +7,15 @@ __all__ = ['stage', 'Reader', 'damage', 'reader_loss', 'read', 'verdicts', 'capt
            'reader_accuracy']
 
 # %% ../../nbs/metrics/00_reader.ipynb #bcad5cea
+from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
 from ..datasets.captions import parse_caption
 from ..datasets.scenes import ATTRIBUTES, CLASSES
-from ..engine.files import find_pretrained, load_into, load_model, save_model
+from ..engine.build import construct
+from ..engine.files import build_fitting, find_shipped, open_model, save_model
 from .inputs import as_pictures
 
 # %% ../../nbs/metrics/00_reader.ipynb #5998f225
@@ -128,19 +130,11 @@ def save_reader(reader: Reader, folder: str | Path, # made if it is not there
     "Write config.json and model.safetensors; `extra` goes into config.json."
     return save_model(folder, dict(kind='reader', model=reader.config, **extra), reader.state_dict(), dtype)
 
-def load_reader(name: str | Path = 'reader' # a name in data/pretrained, or a folder
+def load_reader(name: str | Path | None = None # a name in data/pretrained, or a folder; None: the shipped one
     ) -> Reader: # on the CPU, in evaluation mode
     "Load a reader. Raises `FileNotFoundError` or `ValueError`."
-    folder = find_pretrained(name)
-    config, tensors = load_model(folder)
-    if config.get('kind') != 'reader':
-        raise ValueError(f'{folder} holds {config.get("kind", "a model of no kind")!r}, not a reader. '
-                         'Give a folder that save_reader wrote.')
-    try: reader = Reader(**config['model'])
-    except (KeyError, TypeError, RuntimeError) as e:
-        raise ValueError(f'{folder}/config.json does not describe a reader ({type(e).__name__}: {e}). '
-                         'Copy it again from where it came.') from e
-    return load_into(reader, tensors, str(folder)).eval()
+    folder, config, tensors = open_model(find_shipped('reader') if name is None else name, 'reader')
+    return build_fitting(partial(construct, Reader), config.get('model'), tensors, folder)
 
 # %% ../../nbs/metrics/00_reader.ipynb #40a67d3f
 @torch.no_grad()
