@@ -83,7 +83,7 @@ bench: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python tests/prove/bench.py
 
 prove: $(PACKAGE) $(TOOLS)
-	@for p in kills cache training_speed loading; do $(BIN)/python tests/prove/$$p.py || exit 1; done
+	@for p in kills cache training_speed loading breaking planted; do $(BIN)/python tests/prove/$$p.py || exit 1; done
 
 notebooks: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python .ci/notebooks.py run $(NB)

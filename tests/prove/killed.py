@@ -7,13 +7,12 @@ after every hit; no temporary file and no process may stay. Called by tests/prov
 
 A hit comes at a random moment, or at a random file operation: a process counts what it opens for writing, renames and
 removes, and sends itself the signal at the chosen one. One process imports everything, once, and forks each run."""
-import argparse, contextlib, json, multiprocessing, os, random, shutil, signal, sys, tempfile, time, warnings
+import argparse, contextlib, json, os, random, shutil, signal, sys, tempfile, time, warnings
 from pathlib import Path
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from mutants import context # noqa: E402, beside this file
 
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGHUP', 'SIGINT')
-PRELOAD = ['ldm_nb.cli.recipes', 'ldm_nb.cli.evaluate', 'ldm_nb.cli.sample', 'matplotlib.pyplot', 'tokenizers',
-           'tensorboard', 'torchmetrics.image.fid', 'torchmetrics.image.kid', 'torchmetrics.image.inception',
-           'scipy.stats']
 MARK = 'LDM_NB_PROVE'                                        # in the environment of a run, and of all that it starts
 PATIENCE = 300                                               # seconds that a run may take; a longer one hangs
 
@@ -351,11 +350,6 @@ def end(job: Job, out: Path, cache: Path, r: dict, whole: dict) -> list[str]:
     if not same(job.result(out, cache), whole['result']): bad.append('another result than the untouched run')
     return bad + unreadable(out, cache)
 
-def context():
-    ctx = multiprocessing.get_context('forkserver')
-    ctx.set_forkserver_preload(PRELOAD)
-    return ctx
-
 def all_hits(kills: int, seed: int, work: Path, rows: Path | None = None, names=None, say=print,
              until: float = float('inf')) -> list[dict]:
     "All jobs, each with its share of the hits; those whose rows are there already are not done again."
@@ -372,10 +366,9 @@ def all_hits(kills: int, seed: int, work: Path, rows: Path | None = None, names=
         if rows:
             rows.parent.mkdir(parents=True, exist_ok=True)
             with open(rows, 'a') as f: f.write(json.dumps(row) + '\n')
-    total = sum(j.share for j in JOBS)
-    for job in JOBS:
-        if names and not any(n in job.name for n in names): continue
-        n = max(1, round(kills*job.share/total)) if kills >= total/4 or names else int(job.share >= 30)
+    jobs = [j for j in JOBS if not names or any(n in j.name for n in names)]
+    for job in jobs:
+        n = max(1, round(kills*job.share/sum(j.share for j in jobs)))
         done = sum(r['hit'] for r in got if r['job'] == job.name)
         if done >= n or time.time() > until: continue
         start = time.time()

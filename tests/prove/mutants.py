@@ -14,7 +14,8 @@ MEMORY = 6*2**30                    # bytes that one input may take
 FINE = 'fine'
 PRELOAD = ['ldm_nb.cli.recipes', 'ldm_nb.cli.evaluate', 'ldm_nb.cli.sample', 'ldm_nb.interop.pipelines',
            'ldm_nb.interop.compvis', 'ldm_nb.lab.watch', 'matplotlib.pyplot', 'tokenizers', 'transformers',
-           'tensorboard']
+           'tensorboard', 'torchmetrics.image.fid', 'torchmetrics.image.kid', 'torchmetrics.image.inception',
+           'scipy.stats', 'yaml']
 
 # ---------------------------------------------------------------- what can happen to a file
 
@@ -604,7 +605,7 @@ class Watched:
                 self.end()
                 return row | dict(outcome='FINDING: hang', says=f'{time.time() - began:.0f} s')
 
-def context():
+def context(): # one process imports everything, once, and forks each run: a process of its own in milliseconds
     ctx = multiprocessing.get_context('forkserver')
     ctx.set_forkserver_preload(PRELOAD)
     return ctx
