@@ -137,27 +137,38 @@ class ClassEmbedder(Condition):
     def __init__(self, n_classes: int, # ids are 0 ... n_classes-1; n_classes is the null id
                  dim: int = 128, # width of the token
                  drop: float = .1, # share of labels replaced by none in training
-                 null: bool = True): # False: there is no token for none, and nothing is dropped,
+                 null: bool = True, # False: there is no token for none, and nothing is dropped,
                  # as in the first published model of classes
+                 names: list[str] | None = None): # of the classes, in the order of their ids
         super().__init__()
         self.config = dict(n_classes=n_classes, dim=dim, drop=drop, null=null)
+        if names is not None:
+            if len(names) != n_classes or len(set(names)) != n_classes:
+                raise ValueError(f'{len(set(names))} names for {n_classes} classes: one for each')
+            self.config['names'] = list(names)
+        self.ids = {name: k for k, name in enumerate(names or [])}
         self.context_dim = dim
         self.guidance = 3. if null else 1.
         self.n_classes = n_classes
         self.drop = drop if null else 0.
         self.table = nn.Embedding(n_classes + null, dim)
 
-    def prompts(self, y) -> list[int]: # an id, or several in any kind of list
-        "Class ids, checked. Raises `ValueError` if y is not a class id, or one that there is not."
+    def prompts(self, y) -> list[int]: # an id or a name, or several in any kind of list
+        "Class ids, checked. Raises `ValueError` if y is not a class, or one that there is not."
         many = y.tolist() if hasattr(y, 'tolist') else y
         many = list(many) if isinstance(many, (list, tuple, range)) else [many]
         many = [p.item() if hasattr(p, 'item') else p for p in many]
-        if not many or not all(type(p) is int for p in many):
-            raise ValueError(f'expected a class id or a list of them, got {y!r}')
-        for p in many:
-            if not 0 <= p < self.n_classes:
-                raise ValueError(f'class {p}: this model knows 0 ... {self.n_classes - 1}')
-        return many
+        if not many or not all(type(p) in (int, str) for p in many):
+            raise ValueError(f'expected a class id, a name or a list of them, got {y!r}')
+        return [self.id_of(p) for p in many]
+
+    def id_of(self, p: int | str) -> int: # '7' is a name, or where there is none, an id
+        "The id of one class. Raises `ValueError` if there is no such class."
+        k = self.ids.get(p)
+        if k is None: k = int(p) if isinstance(p, int) or p.isdecimal() else -1
+        if 0 <= k < self.n_classes: return k
+        known = ', '.join(list(self.ids)[:100]) or f'0 ... {self.n_classes - 1}, and no names'
+        raise ValueError(f'class {p}: this model knows {known}')
 
     def prepare(self, labels, ae=None) -> Tensor: # an int, a list or (b,) -> (b,)
         "Ids as a tensor. Raises `ValueError` for an id that is not a class."

@@ -25,15 +25,22 @@ def words(text: str) -> list[str]: # lower-case words and single punctuation mar
     return [w for w, _ in pre_tokenizers.BertPreTokenizer().pre_tokenize_str(plain)]
 
 def train_tokenizer(captions: list[str], # the captions to cover
-                    vocab_size: int = 400 # at most this many tokens
+                    vocab_size: int = 400 # at most this many tokens, or as many as characters need
     ) -> list[str]: # specials, pieces of one letter, then words, the most frequent first
-    "Build a WordPiece vocabulary with each frequent word as one token; same captions, same tokens."
+    """Build a WordPiece vocabulary with each frequent word as one token, and pieces for every
+    character, whatever the size; same captions, same tokens."""
     count = Counter(w for c in captions for w in words(c))
-    letters = sorted({a for w in count for a in w if a.isalnum()} | set(ascii_lowercase))
-    pieces = letters + ['##' + a for a in letters]
+    inside = {a for w in count if len(w) > 1 for a in w}
+    letters = sorted({a for w in count for a in w if a.isalnum()} | inside | set(ascii_lowercase))
+    spaced = {a for a in letters if len(words(a + a)) == 1} # a Chinese sign is always a whole word
+    pieces = letters + ['##' + a for a in letters if a in spaced]
     by_frequency = sorted(count.items(), key=lambda k: (-k[1], k[0]))
-    whole = [w for w, _ in by_frequency if w not in pieces]
-    return (list(SPECIAL) + pieces + whole)[:vocab_size]
+    seen = set(pieces)
+    whole = [w for w, _ in by_frequency if w not in seen]
+    room = vocab_size - len(SPECIAL) - len(pieces) - sum(len(w) == 1 for w in whole)
+    longer = [w for w in whole if len(w) > 1]
+    cut = set(longer[max(room, 0):])
+    return list(SPECIAL) + pieces + [w for w in whole if w not in cut]
 
 def load_vocab(path: str | Path # one token a line
     ) -> list[str]: # the line number is the id
@@ -84,6 +91,12 @@ class Tokenizer:
                           'what they do to the picture is chance', stacklevel=4)
         return captions
 
+    def fitting(self, caption: str) -> str:
+        "Cut a caption to the part that fits."
+        enc = self.bert.encode(caption)
+        room = self.max_length - 2
+        return caption if len(enc.ids) <= room else caption[:enc.offsets[room][0]]
+
     def in_letters(self, word: str) -> bool:
         "Say whether the vocabulary has no longer piece of a word than its letters."
         tokens = self.bert.encode(word).tokens
@@ -95,7 +108,7 @@ class Tokenizer:
         enc = self.bert.encode(caption)
         room = self.max_length - 2
         if len(enc.ids) > room:
-            at = enc.offsets[room][0]
+            at = len(self.fitting(caption))
             message = (f'a caption of {len(enc.ids)} tokens, where {room} fit; cut it at the bar '
                        f'at the latest: "{caption[:at]}|{caption[at:]}"')
             if self.too_long == 'error': raise ValueError(message)

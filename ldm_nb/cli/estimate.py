@@ -32,7 +32,7 @@ def dry_run(stage: str, # reader, autoencoder or diffusion
             out: str, preset: str, device: str | None, precision: str | None, # as in `train_reader`
             data: str = 'postcards', autoencoder: str = 'ae-kl-f4', condition: str = 'text', # as in `train_diffusion`
             f: int = 4, regulariser: str = 'kl', init: str | None = None, # as in `train_autoencoder`
-            tokenizer: str | None = None, # changes nothing here
+            tokenizer: str | None = None, long_captions: str | None = None, # change nothing here
             on: str | None = None, # a name in `cost.DEVICES`; None: the device at hand, timed
             **override): # as in `resolve_config`
     """Print what training the model would take, without an adversary or a perceptual network: parameters, memory,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'count_images', 'first_stage', 'start_from',
-           'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back', 'show_reconstructions',
-           'show_tracker', 'train_diffusion', 'about_run', 'own_vocabulary', 'diffusion_batch', 'diffusion_loss',
-           'with_parts', 'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
+           'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
+           'show_reconstructions', 'show_tracker', 'train_diffusion', 'about_run', 'own_vocabulary', 'diffusion_batch',
+           'diffusion_loss', 'with_parts', 'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -34,7 +34,7 @@ from ..losses import (
     Adversary, DeadCodes, FeatureDistance, FirstStageLoss, PatchDiscriminator, load_lpips)
 from ..metrics.reader import Reader, load_reader, reader_accuracy, reader_loss, save_reader
 from ..metrics.reconstruction import mean_psnr
-from ..paper.conditions import prompts_like, make_embedder, make_unet, training_rows
+from ..paper.conditions import fit_captions, prompts_like, make_embedder, make_unet, training_rows
 from ..text import train_tokenizer
 from ..training import Trainer, to_device
 
@@ -99,7 +99,7 @@ def train_autoencoder(out: str | Path, # folder for checkpoints, log, reconstruc
     "Train a first stage, then measure its latent scale. None if it was stopped, and on all processes but the first."
     s = resolve_config('autoencoder', preset, **override)
     acc = make_accelerator(device, precision, out, tracker)
-    with acc.main_process_first(): images = load_images(data, s['size'], s['n'], s['seed'])['image']
+    with acc.main_process_first(): images = load_images(data, s['size'], s['n'], s['seed'], quiet=quiet)['image']
     out = writable_folder(out)
     images, fresh = keep_back(images, data, s)
     count_images(len(images), s)
@@ -150,12 +150,29 @@ def first_stage(s: dict, # as `resolve_config` gives it
 
 def start_from(model: nn.Module, name: str): # a shipped model, or a folder
     "Copy the weights that fit, all but the latent scale; say which do not. Raises `ValueError` if none does."
-    have, want = load_model(find_pretrained(name))[1], model.state_dict()
+    (config, have), want = load_model(find_pretrained(name)), model.state_dict()
+    if 'embedder' in model: have = have | word_rows(model['embedder'].config, config.get('embedder') or {}, have, want)
     fit = {k: v for k, v in have.items() if k in want and v.shape == want[k].shape and not k.startswith('latent_')}
     if not fit: raise ValueError(f'--init {name}: none of its weights fits this model')
     model.load_state_dict(fit, strict=False)
     new = [k for k in want if k not in fit and not k.startswith('latent_')]
     print(f'started from {name}: {len(fit)} tensors; new: {", ".join(new) or "none"}', flush=True)
+
+def word_rows(ours: dict, theirs: dict, # two configs of an embedder
+              have: dict, want: dict, at: str = 'embedder.' # weights of theirs and ours; where the embedder is
+    ) -> dict: # key -> a table for our words, or classes
+    "Rows of another vocabulary, each at the place of the same word in ours: row 7 there means another word here."
+    out = {}
+    for k, part in ours.get('parts', {}).items():
+        out |= word_rows(part, theirs.get('parts', {}).get(k, {}), have, want, f'{at}parts.{k}.')
+    for words, key in (('vocab', f'{at}token.weight'), ('names', f'{at}table.weight')):
+        mine, other = ours.get(words) or [], theirs.get(words) or []
+        if mine == other or key not in have or have[key].shape[1:] != want[key].shape[1:]: continue
+        place = {w: k for k, w in enumerate(other)}
+        shared = [k for k, w in enumerate(mine) if w in place]
+        out[key] = want[key].clone()
+        out[key][shared] = have[key][[place[mine[k]] for k in shared]].to(want[key])
+    return out
 
 def first_stage_loss(s: dict, # as `resolve_config` gives it
                      device: torch.device, vq: bool, # whether there is a codebook
@@ -231,6 +248,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
                     logit_normal_share: float = .75, # as in `draw_t`
                     init: str | None = None, # start from the weights of this model, where they fit
                     tokenizer: str | None = None, # 'shipped' or 'captions'; None: shipped for postcards alone
+                    long_captions: str | None = None, # 'error' or 'cut', as in `fit_captions`; None: error
                     watch=None, # (averaged model, step) -> dict for the log, at every checkpoint; None: `show_samples`
                     resume: bool = False, device=None, precision=None, quiet: bool = False, # as in `train_reader`
                     tracker: str | None = None, live: bool = False, # as in `train_reader`
@@ -242,12 +260,13 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     ae = load_autoencoder(autoencoder).requires_grad_(False).to(acc.device)
     ae_hash = weights_hash(find_pretrained(autoencoder))
     with acc.main_process_first():
-        images = load_images(data, s['size'], s['n'], s['seed'])
+        images = load_images(data, s['size'], s['n'], s['seed'], quiet=quiet)
         moments = cached_latents(ae, ae_hash, images['image'], acc.device, quiet=quiet)
     count_images(len(moments), s)
     torch.manual_seed(s['seed'])
     embedder = make_embedder(condition, images, ae, **s['embedder'], vocab=own_vocabulary(images, data, tokenizer),
                              size=s['size'])
+    images = fit_captions(embedder, images, long_captions or 'error')
     out = writable_folder(out)
     net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
     ldm = LatentDiffusion(ae, net, embedder, Schedule(), prediction_type, s['size'], shared_first_stage(autoencoder))
@@ -267,7 +286,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     if not acc.is_main_process: return None
     ldm = with_parts(ldm, parts)
     command = to_command('diffusion', out, preset, override, data=data, autoencoder=autoencoder, condition=condition,
-                         init=init, tokenizer=tokenizer)
+                         init=init, tokenizer=tokenizer, long_captions=long_captions)
     ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data))
     return ldm
 

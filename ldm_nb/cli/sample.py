@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from .common import Parser, guarded, save_grid, writable_file
 from ..core import LatentDiffusion
-from ..datasets.images import to_float, to_rgb
+from ..datasets.images import open_picture, to_float, to_mask, to_rgb
 from ..datasets.scenes import CLASSES
 from ..engine.devices import pick_device
 from ..samplers import SAMPLERS
-from ..embedders import ClassEmbedder
 from ..paper.layouts import LayoutEmbedder
 from ..paper.maps import MapEmbedder
 
@@ -91,8 +90,7 @@ def sample_arguments(embedder, # of the model; None: unconditional
     elif embedder.kind in parts: # one condition, not several by name
         y, negative = y.get(embedder.kind), negative and negative.get(embedder.kind)
     read = lambda k: getattr(a, k) and to_float(np.asarray(to_rgb(open_image(k, getattr(a, k)))).copy())
-    mask = (a.mask and
-            torch.from_numpy((np.asarray(open_image('mask', a.mask).convert('L')) > 127).astype(np.float32))[None])
+    mask = a.mask and to_mask(open_image('mask', a.mask))
     return dict(y=y, negative=negative, image=read('image'), mask=mask, init=read('init'))
 
 @singledispatch
@@ -101,15 +99,12 @@ def parse_prompt(embedder, text: str): # of one part of a model; one word of the
     return text
 
 @parse_prompt.register
-def _(embedder: ClassEmbedder, text): return int(text) if text.isdigit() else text
-
-@parse_prompt.register
 def _(embedder: LayoutEmbedder, text): return parse_layout(text)
 
 def open_image(option: str, path: Path) -> Image.Image:
     "Open the file of an option. Raises `ValueError` that names the option."
-    try: return Image.open(path)
-    except (OSError, ValueError) as e: raise ValueError(f'--{option} {path}: cannot be read as an image ({e})') from e
+    try: return open_picture(path)
+    except ValueError as e: raise ValueError(f'--{option}: {e}') from e
 
 def parse_layout(words: str) -> list: # 'house .2 .4 .5 .8, tree .6 .5 .7 .9' -> [['house', .2, .4, .5, .8], ...]
     "Boxes from the command line. Raises `ValueError`."

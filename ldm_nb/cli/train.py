@@ -85,6 +85,8 @@ def add_stage_options(p: Parser):
                    help='diffusion: a shipped first stage by name, or a folder (default ae-kl-f4)')
     p.add_argument('--tokenizer', choices=['shipped', 'captions'],
                    help='diffusion: words of the postcards, or of the data\'s captions (default: as the data are)')
+    p.add_argument('--long-captions', choices=['error', 'cut'],
+                   help='diffusion: captions longer than the encoder reads (default error)')
     p.add_argument('--condition', default='text',
                    help=f'diffusion: none, {", ".join(NEEDS)}, or several, e.g. text+inpaint (default text)')
 
@@ -93,7 +95,8 @@ def in_python(option: str) -> str: return option.replace('-', '_')
 STAGE_OPTIONS = dict( # those that not every stage has
     data=('autoencoder', 'diffusion'), init=('autoencoder', 'diffusion'), f=('autoencoder',),
     regulariser=('autoencoder',),
-    autoencoder=('diffusion',), tokenizer=('diffusion',), condition=('diffusion',), checkpointing=('diffusion',),
+    autoencoder=('diffusion',), tokenizer=('diffusion',), long_captions=('diffusion',), condition=('diffusion',),
+    checkpointing=('diffusion',),
     **{in_python(k): ('autoencoder',) for k, *_ in AUTOENCODER_OPTIONS})
 
 def read_train(argv: list[str]) -> argparse.Namespace:
@@ -111,7 +114,7 @@ def settings(a: argparse.Namespace) -> dict: # of `read_train`
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],
-                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer'])[a.stage]
+                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions'])[a.stage]
     return {k: getattr(a, k) for k in words}
 
 def main(argv: list[str] | None = None): # None: the command line

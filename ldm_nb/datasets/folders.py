@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .caption_files import TABLES, captions_of
 from .images import fit, to_float, to_rgb
 from .pictures import FORMATS, MAX_PIXELS, Decoder, PictureError, heic_reader, not_a_picture
-from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, writable_folder
+from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, sweep, writable_folder
 from ..engine.seeds import generator
 
 # %% ../../nbs/datasets/05_folders.ipynb #942d2fbd
@@ -94,14 +94,12 @@ def prepare(folder: Path, files: list[Path], # of `list_files`, in the order in 
     found = _read_index(pixels, index, folder, size)
     if not found:
         writable_folder(cache_folder(), CACHE_ELSEWHERE)
-        try:
-            with atomic_path(pixels) as tmp, open(tmp, 'wb') as out:
-                found = good, skipped = decode_all(files, size, n, out, quiet)
-            rel = lambda p: p.relative_to(folder).as_posix()
-            text = json.dumps(dict(good=[rel(p) for p in good], skipped={rel(p): why for p, why in skipped.items()}))
-            with atomic_path(index) as tmp: tmp.write_text(text, encoding='utf-8')
-        except OSError as e:
-            raise OSError(f'cannot write {pixels}: {e.strerror or e}. {CACHE_ELSEWHERE}') from e
+        sweep(cache_folder())
+        with atomic_path(pixels) as tmp, open(tmp, 'wb') as out:
+            found = good, skipped = decode_all(files, size, n, out, quiet)
+        rel = lambda p: p.relative_to(folder).as_posix()
+        text = json.dumps(dict(good=[rel(p) for p in good], skipped={rel(p): why for p, why in skipped.items()}))
+        with atomic_path(index) as tmp: tmp.write_text(text, encoding='utf-8')
         for old in cache_folder().glob(f'folder-{place}-*'):
             if old not in (pixels, index): old.unlink(missing_ok=True)
     m = len(found[0])

@@ -9,7 +9,7 @@ __all__ = ['TRAIN_PHOTOS', 'HELD_OUT_PHOTOS', 'photo', 'Photographs']
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .images import to_float
+from .images import open_picture, to_float
 
 # %% ../../nbs/datasets/04_photographs.ipynb #feb18b9b
 TRAIN_PHOTOS = ('astronaut.png', 'chelsea.png', 'rocket.jpg', 'motorcycle_left.png', 'motorcycle_right.png', 'ihc.png',
@@ -24,7 +24,7 @@ def photo(name: str # one of `TRAIN_PHOTOS` or `HELD_OUT_PHOTOS`
         raise ValueError(f'no photograph {name!r}; there are {", ".join(TRAIN_PHOTOS + HELD_OUT_PHOTOS)}')
     folder = (Path(sklearn.datasets.__file__).parent/'images' if name in ('flower.jpg', 'china.jpg')
               else Path(skimage.__file__).parent/'data')
-    return Image.open(folder/name).convert('RGB')
+    return open_picture(folder/name).convert('RGB')
 
 # %% ../../nbs/datasets/04_photographs.ipynb #2d0b07c8
 class Photographs:

@@ -185,4 +185,9 @@ def decoder() -> Decoder:
 def open_picture(path: str | Path # a file of one of `FORMATS`
     ) -> Image.Image: # decoded, in the mode of the file, turned as a viewer shows it
     "Open a picture. Raises `ValueError` that names the file, whatever is wrong with it."
-    return decoder()(path)
+    try: return decoder()(path)
+    except PictureError as e:
+        from ldm_nb.engine.files import what_is # brings PyTorch, which the worker does without
+        what = what_is(path) if e.reason == 'no picture' else ''
+        if not what or what == 'a picture': raise
+        raise PictureError(path, e.reason, f'is {what}; a picture was expected.') from None

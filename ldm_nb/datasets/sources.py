@@ -6,15 +6,16 @@
 __all__ = ['load_images', 'photo_crops', 'crops']
 
 # %% ../../nbs/datasets/07_sources.ipynb #c3576015
-import hashlib
+import hashlib, warnings
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 from .folders import ImageFolder, TorchvisionImages
 from .images import to_bytes, to_float
 from .photographs import Photographs
 from .postcards import Postcards, render_all
-from ..engine.files import atomic_path, cache_folder, read_tensors, sweep
+from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, read_tensors, sweep, writable_folder
 from ..engine.seeds import batch_indices, generator
 
 # %% ../../nbs/datasets/07_sources.ipynb #3345a10f
@@ -22,40 +23,72 @@ def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder
                 size: int, # pixels a side
                 n: int, # how many, at most; of several sources, the same share of each
                 seed: int = 0, # of what is drawn or cropped
-                held_out: bool = False # photographs: from the two held-out ones
-    ) -> dict: # image (n, 3, size, size) uint8; where the source has them caption, label, map, attributes
+                held_out: bool = False, # photographs: from the two held-out ones
+                quiet: bool = False # no progress bar
+    ) -> dict: # image (n, 3, size, size) uint8; where the source has them caption, label, map, attributes;
+    # of a folder also file and class, the names of each picture
     "A data set in memory. Raises `ValueError` or `FileNotFoundError` for a source that is none."
     if '+' in name and not Path(name).is_dir():
         names = name.split('+')
-        parts = [load_images(part, size, (n + k)//len(names), seed, held_out) for k, part in enumerate(names)]
+        parts = [load_images(part, size, (n + k)//len(names), seed, held_out, quiet) for k, part in enumerate(names)]
         out = dict(image=torch.cat([d['image'] for d in parts]))
-        return (out |
-                (dict(caption=[c for d in parts for c in d['caption']]) if all('caption' in d for d in parts) else {}))
+        shared = [k for k in ('caption', 'file') if all(k in d for d in parts)]
+        return out | {k: [c for d in parts for c in d[k]] for k in shared}
+    if name in ('postcards', 'photos') and Path(name).is_dir():
+        warnings.warn(f'{name}: the {name} of this package are taken; for the folder beside you say ./{name}',
+                      stacklevel=2)
     if name == 'postcards': return render_all(Postcards(n, size, seed))
-    if name == 'photos': return dict(image=photo_crops(n, size, seed, held_out))
-    ds = TorchvisionImages(name.split(':', 1)[1], size) if name.startswith('torchvision:') else ImageFolder(name, size)
-    items = [ds[int(i)] for i in torch.randperm(len(ds), generator=generator(seed, 5))[:n]]
-    out = dict(image=torch.stack([to_bytes(it['image']) for it in items]))
-    if all('caption' in it for it in items): out['caption'] = [it['caption'] for it in items]
-    if all('label' in it for it in items): out['label'] = torch.tensor([it['label'] for it in items])
+    if name == 'photos': return dict(image=photo_crops(n, size, seed, held_out, quiet))
+    kind, _, rest = name.partition(':')
+    if kind == 'torchvision': return _from_torchvision(TorchvisionImages(rest, size), n, seed)
+    ds = ImageFolder(name, size, n, seed, quiet)
+    out = dict(image=ds.images, file=[p.relative_to(ds.path).as_posix() for p in ds.files])
+    if ds.captions: out['caption'] = [ds.captions.get(p, '') for p in ds.files]
+    return out | _classes([ds.class_of(p) for p in ds.files], name)
+
+def _classes(names: list[str | None], where: str) -> dict: # of each picture; for errors -> class and label, if all have
+    "Number the classes that there are by the order of their names."
+    known = sorted(set(names) - {None})
+    if not known: return {}
+    bare = names.count(None)
+    if bare:
+        warnings.warn(f'{where}: {bare} picture(s) lie beside the class folders, so there are no labels; '
+                      'put each into a class folder', stacklevel=3)
+        return {}
+    ids = {c: k for k, c in enumerate(known)}
+    return {'class': names, 'label': torch.tensor([ids[c] for c in names])}
+
+def _from_torchvision(ds: TorchvisionImages, n: int, seed: int) -> dict: # as `load_images` gives it
+    "Some pictures of a data set of torchvision."
+    i = torch.randperm(len(ds), generator=generator(seed, 5))[:n].tolist()
+    out = dict(image=torch.empty(len(i), 3, ds.size, ds.size, dtype=torch.uint8), label=torch.empty(len(i)).long())
+    for k, j in enumerate(i):
+        it = ds[j]
+        out['image'][k], out['label'][k] = to_bytes(it['image']), it['label']
+    names = dict(enumerate(ds.classes))
+    if all(k in names for k in out['label'].tolist()): out |= _classes([names[k] for k in out['label'].tolist()], '')
     return out
 
-def photo_crops(n: int, size: int, seed: int, held_out: bool
+def photo_crops(n: int, size: int, seed: int, held_out: bool, quiet: bool = False
     ) -> torch.Tensor: # as in `load_images` -> (n, 3, size, size) uint8
-    "Crops of the photographs, cached on disk: resampling 10,000 takes more than a minute."
-    ds = Photographs(n, size, seed, held_out)
-    crop = lambda i: to_bytes(ds[i]['image'])
-    if n < 1000: return torch.stack([crop(i) for i in range(n)])
+    "Crops of the photographs, cached on disk: resampling 10,000 takes more than a minute. Raises `OSError`."
+    ds, out = Photographs(n, size, seed, held_out), torch.empty(n, 3, size, size, dtype=torch.uint8)
+    def crop(which):
+        for i in tqdm(which, desc='cropping photographs', delay=2, leave=False, disable=quiet):
+            out[i] = to_bytes(ds[i]['image'])
+        return out
+    if n < 1000: return crop(range(n))
     # other photographs, another file
-    key = hashlib.sha256(b''.join(crop(i).numpy().tobytes() for i in range(4))).hexdigest()[:12]
+    key = hashlib.sha256(crop(range(4))[:4].numpy().tobytes()).hexdigest()[:12]
     path = cache_folder()/f'photos-{size}-{n}-{key}.safetensors'
-    try: image = read_tensors(path)['image']
-    except (FileNotFoundError, ValueError, KeyError): image = None          # none, or a damaged one: drawn again
-    if image is None or image.shape != (n, 3, size, size) or image.dtype != torch.uint8:
-        sweep(cache_folder())
-        image = torch.stack([crop(i) for i in range(n)])
-        with atomic_path(path) as p: save_file(dict(image=image), p)
-    return image
+    try: kept = read_tensors(path)['image']
+    except (FileNotFoundError, ValueError, KeyError): kept = None           # none, or a damaged one: drawn again
+    if kept is not None and kept.shape == out.shape and kept.dtype == out.dtype: return kept
+    writable_folder(cache_folder(), CACHE_ELSEWHERE)
+    sweep(cache_folder())
+    crop(range(n))
+    with atomic_path(path) as p: save_file(dict(image=out), p)
+    return out
 
 # %% ../../nbs/datasets/07_sources.ipynb #e1d07f9f
 def crops(images: torch.Tensor, # (n, 3, h, w) uint8
