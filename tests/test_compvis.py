@@ -236,7 +236,7 @@ class Half(nn.Module): # of a first stage
             for _ in range(d['num_res_blocks'] + decoder):
                 level.block.append(AERes(c, ch*mult[k]))
                 c = ch*mult[k]
-                if res in d['attn_resolutions']: level.attn.append(AEAttention(c))
+                if res in d['attn_resolutions'] and wide: level.attn.append(AEAttention(c))
             if decoder and k: level.upsample, res = Up(c), 2*res
             if not decoder and k < len(mult) - 1:
                 level.downsample, res = nn.Module(), res//2
@@ -493,7 +493,10 @@ def test_every_released_model_loads_whole(tmp_path, name):
         warnings.simplefilter('always')
         by_yaml = load_compvis(tmp_path/'model.ckpt', LDM[name], tokenizer=words(30522))
     assert known(state_of(by_name)) == known(state_of(by_yaml))
-    assert by_name.source['weights'] == 'ema' and by_name.sampling == {}
+    assert by_name.source['weights'] == by_yaml.source['weights'] == ('raw' if name == 'sd-v1' else 'ema') # its use_ema
+    assert by_name.sampling == {}
+    assert bool([w for w in seen if 'use_ema: False' in str(w.message)]) == (name == 'sd-v1')
+    seen = [w for w in seen if 'use_ema' not in str(w.message)]
     assert [str(w.message) for w in seen if 'channels a head' in str(w.message)] == [str(w.message) for w in seen]
     assert bool(seen) == (name in ONE_HEAD) and (not seen or f'the network of {name}' in str(seen[0].message))
     if name in ONE_HEAD: assert {m.heads for m in by_yaml.net.modules() if hasattr(m, 'heads')} == {1}
@@ -519,7 +522,7 @@ def test_every_released_first_stage_loads(tmp_path, name):
 
 SMALL = {'kl': first((1, 2), 4, ch=32, n=1, resolution=32), 'vq': first((1, 2), 3, 16, ch=32, n=1, resolution=32),
          'kl, attention below': first((1, 2, 2), 4, ch=32, n=2, resolution=64, attn=[32, 16]),
-         'vq, no attention': first((1, 2), 3, 16, ch=32, n=1, resolution=32, attn_type='none')}
+         'vq, no attention': first((1, 2), 3, 16, ch=32, n=1, resolution=32, attn=[32, 16], attn_type='none')}
 TOY = {
     'faces': ldm(SMALL['vq'], unet(3, 3, 32, (1, 2, 3), (4, 2), num_head_channels=16), .0195, 16, NONE),
     'churches': ldm(SMALL['kl'], unet(4, 4, 32, (1, 2), (1, 2), num_heads=4, use_scale_shift_norm=True,
@@ -665,6 +668,15 @@ def test_the_average_is_taken(saved):
     assert ((average.source['weights'], raw.source['weights']) == ('ema', 'raw') and
             average.source['scale'] == pytest.approx(.9))
     assert (average.sample(steps=3) - raw.sample(steps=3)).abs().max() > 1e-3
+
+
+def test_the_config_decides_between_average_and_weights(saved):
+    path, (_, net, _) = saved('churches')
+    p = TOY['churches']['model']
+    off = dict(model=p | dict(params=p['params'] | dict(use_ema=False)))
+    with pytest.warns(UserWarning, match='also holds an average .* Give ema=True'): ours = load_compvis(path, off)
+    assert torch.equal(ours.net.conv_in.weight, net.input_blocks[0][0].weight) and ours.source['weights'] == 'raw'
+    assert load_compvis(path, off, ema=True).source['weights'] == 'ema'
 
 
 def test_without_an_average_the_weights_are_taken_and_the_other_way_round(saved, tmp_path):

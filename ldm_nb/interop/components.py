@@ -13,7 +13,7 @@ from ..autoencoder import Autoencoder
 from ..engine.files import atomic_path, writable_folder
 from .first_stages import first_stage_from_diffusers, first_stage_to_diffusers
 from .unets import unet_from_diffusers, unet_to_diffusers
-from .weights import find_weights, open_weights
+from .weights import built_from, find_weights, foreign_config, open_weights
 from ..unet import UNet
 
 # %% ../../nbs/interop/03_components.ipynb #4206504f
@@ -27,13 +27,14 @@ def load_component(folder: str | Path, # config.json and a file of weights
     if not (folder/'config.json').is_file():
         raise FileNotFoundError(f'{folder} has no config.json: '
                                 'expected the folder of one component that diffusers saved')
-    config = json.loads((folder/'config.json').read_text())
+    config = foreign_config(folder/'config.json')
     kind = config.get('_class_name')
     if kind not in FIRST + SECOND:
         raise ValueError(f'{folder} holds a {kind or config.get("model_type", "thing of no class")}: '
                          f'expected {", ".join(FIRST + SECOND)}')
-    return (first_stage_from_diffusers if kind in FIRST
-            else unet_from_diffusers)(config, open_weights(find_weights(folder, variant=variant)))
+    make = first_stage_from_diffusers if kind in FIRST else unet_from_diffusers
+    with built_from(f'{folder}/config.json'):
+        return make(config, open_weights(find_weights(folder, variant=variant)))
 
 def save_component(net: Autoencoder | UNet,
                    folder: str | Path, # made if it is not there

@@ -23,14 +23,15 @@ from ..embedders import ClassEmbedder, TextEmbedder
 from ..text import TokenTransformer
 from ..core import LatentDiffusion
 from ..diffusion import Schedule
-from .embedders import FrozenText, IdEmbedder, VectorEmbedder
+from .embedders import FrozenText, IdEmbedder, VectorEmbedder, tokenizer_of
 from ..paper.images import ImageEmbedder, InpaintEmbedder
 from ..paper.maps import MapEmbedder
+from ..engine.files import read_text, what_is
 from ..layers import Down, ResBlock, SelfAttention
 from ..paper.published import CONDITIONERS, FIRST_STAGES, UNETS, clip_text
 from ..unet import UNet
 from .weights import (
-    Entry, Weights, adopt, joined, matrix, nearest, open_weights, same)
+    Entry, Weights, adopt, built_from, check_config, check_parts, joined, matrix, nearest, open_weights, same)
 
 # %% ../../nbs/interop/04_compvis.ipynb #c4f96233
 def per_head(name: str, # of their qkv, a convolution over a sequence, or its bias
@@ -120,6 +121,7 @@ class Recipe(NamedTuple):
     prediction_type: str = 'eps' # of the UNet
     size: int = 256 # pixels a side
     condition: tuple | None = None # what makes the embedder, and its arguments; None: unconditional
+    use_ema: bool = True # their script samples with the average of the UNet, not with the weights as trained
 
 # %% ../../nbs/interop/04_compvis.ipynb #86d517be
 # first stage, start and end of beta, scale of the latent (None: a tensor of the file),
@@ -144,7 +146,7 @@ def named_recipe(name: str # a key of `FIRST_STAGES` or `RELEASED`
                        .get(name, (None, {})))
     if make is TokenTransformer: make = IdEmbedder if name.startswith('layout') else TextEmbedder
     return Recipe(FIRST_STAGES[first_stage], dict(num_res_blocks=2) | UNETS[name], dict(start=start, end=end), scale,
-                  'eps', size, make and (make, arguments))
+                  'eps', size, make and (make, arguments), name != 'sd-v1') # whose config says use_ema: False
 
 # %% ../../nbs/interop/04_compvis.ipynb #a373c883
 def only(given: dict, # part of a config
@@ -166,10 +168,11 @@ def first_stage_arguments(config: dict # target and params, of a first stage
     only(d, double_z=not vq, resamp_with_conv=True, tanh_out=False, give_pre_end=False, use_linear_attn=False,
          out_ch=d['in_channels'])
     only(p, embed_dim=d['z_channels'])
-    if d.get('attn_type', 'vanilla') != 'none': only(d, attn_type='vanilla')
-    levels = tuple(k for k in range(len(d['ch_mult'])) if d['resolution']//2**k in d['attn_resolutions'])
+    if d.get('attn_type') != 'none': only(d, attn_type='vanilla')
+    none = d.get('attn_type') == 'none' # their blocks then are empty, in the middle and at every level
+    levels = tuple(k for k in range(len(d['ch_mult'])) if d['resolution']//2**k in d['attn_resolutions'] and not none)
     return dict(z_ch=d['z_channels'], ch=d['ch'], ch_mult=tuple(d['ch_mult']), num_res_blocks=d['num_res_blocks'],
-                attn_levels=levels, mid_attn=d.get('attn_type') != 'none', in_ch=d['in_channels'],
+                attn_levels=levels, mid_attn=not none, in_ch=d['in_channels'],
                 codes=p['n_embed'] if vq else None)
 
 def unet_arguments(p: dict # unet_config.params
@@ -238,7 +241,8 @@ def yaml_recipe(config: dict, # what a yaml of the paper's code holds
                 heads: int | dict | None = None # as in `load_compvis`
     ) -> Recipe:
     "Translate a whole config. Raises `ValueError` for what our modules cannot do, or for what is no such config."
-    try:
+    check_config(config, 'the config')
+    with built_from('the config'):
         m = config.get('model', config)
         target, p = m['target'].rpartition('.')[2], m['params']
         if target in ('AutoencoderKL', 'VQModel', 'VQModelInterface'): return Recipe(first_stage_arguments(m))
@@ -251,9 +255,7 @@ def yaml_recipe(config: dict, # what a yaml of the paper's code holds
                         steps=p.get('timesteps', 1000))
         scale = None if p.get('scale_by_std') else float(p.get('scale_factor', 1.))
         return Recipe(first, unet, schedule, scale, p.get('parameterization', 'eps'),
-                      int(p['image_size'])*2**(len(first['ch_mult']) - 1), condition_of(p))
-    except (KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f'this config does not describe a model of the paper\'s code ({type(e).__name__}: {e})') from e
+                      int(p['image_size'])*2**(len(first['ch_mult']) - 1), condition_of(p), p.get('use_ema', True))
 
 # %% ../../nbs/interop/04_compvis.ipynb #f81e3262
 def read_recipe(config: str | Path | dict | None, # as in `load_compvis`
@@ -274,8 +276,14 @@ def read_recipe(config: str | Path | dict | None, # as in `load_compvis`
                          ': give config=, the yaml that came with the file, '
                          f'or one of {", ".join([*RELEASED, *FIRST_STAGES])}')
     import yaml
-    try: return yaml_recipe(yaml.safe_load(path.read_text()), heads)
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f'{path} is no yaml ({str(e)[:80]})') from e
+    if (size := path.stat().st_size) > 2**20:
+        raise ValueError(f'{path} has {size} bytes: expected a yaml of a few thousand')
+    try: found = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, RecursionError, LookupError, TypeError, AttributeError) as e:
+        said = ' '.join(str(e).split())[:80]
+        raise ValueError(f'{path} is {what_is(path) or "no yaml"} ({type(e).__name__}: {said})') from e
+    try: return yaml_recipe(found, heads)
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
 
 # %% ../../nbs/interop/04_compvis.ipynb #17192268
 def fetch_tokenizer(given, # a folder, a name on the hub, or a tokenizer of transformers; None: the published one
@@ -283,11 +291,8 @@ def fetch_tokenizer(given, # a folder, a name on the hub, or a tokenizer of tran
     ): # a tokenizer of transformers
     "The tokenizer of a text encoder. Raises `ValueError` where there is none."
     if hasattr(given, 'get_vocab'): return given
-    from transformers import AutoTokenizer
-    try: return AutoTokenizer.from_pretrained(str(given or published))
-    except Exception as e: # whatever the library meets on its way
-        raise ValueError(f'no tokenizer {str(given or published)!r} ({str(e).splitlines()[0][:90]}): '
-                         f'give tokenizer=, a folder that holds {published}') from e
+    try: return tokenizer_of(given or published)
+    except ValueError as e: raise ValueError(f'{e}: give tokenizer=, a folder that holds {published}') from e
 
 def read_condition(condition: tuple | None, # as in `Recipe`
                    w: Weights, # without `cond_stage_model.`
@@ -349,39 +354,44 @@ def check_schedule(w: Mapping, schedule: Schedule, what: str) -> None: # name ->
 # %% ../../nbs/interop/04_compvis.ipynb #b8c93272
 def load_compvis(ckpt: str | Path, # .ckpt, .pt or .safetensors of the paper's code or Stable Diffusion 1
                  config: str | Path | dict | None = None, # a yaml, its content, or a released model; None: beside
-                 ema: bool = True, # the running average of the UNet, where the file has one
+                 ema: bool | None = None, # the running average of the UNet, if there is one; None: as the config says
                  heads: int | dict | None = None, # of the UNet, against the config: a number, or dict(head_ch=...)
                  tokenizer=None # for captions: a folder, a name on the hub, or the object; None: the published one
     ) -> LatentDiffusion | Autoencoder: # on the CPU, in evaluation mode; `source` says which weights and scale
     "Load what the paper released. Raises `FileNotFoundError`, or `ValueError` for another kind or misfitting tensors."
     ckpt = Path(ckpt)
     w, what = open_weights(ckpt), ckpt.name
-    for pattern, kind in FOREIGN:
-        if found := next((k for k in w if re.search(pattern, k)), None):
-            raise ValueError(f'{what} is {kind} (it holds {found!r})')
-    r, whole = read_recipe(config, ckpt, heads), any(k.startswith(FAMILIES[:2]) for k in w)
-    if whole != bool(r.unet):
-        raise ValueError(f'{what} holds {"a UNet" if whole else "no UNet"} and the config '
-                         f'describes {"one" if r.unet else "none"}')
-    with torch.device('meta'): ae = Autoencoder(**r.first_stage)
-    net_of = lambda part: part.renamed(lambda k: None if k.startswith('loss.') else k)
-    if not whole: return adopt(ae, first_stage_keys(ae), net_of(w), what)
-    if odd := [k for k in w if not k.startswith(FAMILIES) and k not in BUFFERS]:
-        raise ValueError(f'{what}: {len(odd)} tensors of no family, '
-                         f'e.g. {odd[0]!r}{nearest(odd[0], [k for k in [*BUFFERS, *w] if k not in odd])}')
-    schedule, scale = Schedule(**r.schedule), w['scale_factor'].item() if 'scale_factor' in w else r.scale
-    check_schedule(w, schedule, what)
-    if scale is None:
-        raise ValueError(f'{what} has no scale_factor, where the config says scale_by_std: '
-                         'say scale_factor there instead, as a number')
-    adopt(ae, first_stage_keys(ae, scale), net_of(w.part('first_stage_model.')), f'{what}, first stage')
-    with torch.device('meta'): net = (conditional_unet if 'context_dim' in r.unet else UNet)(**r.unet)
-    table, raw, average = unet_keys(net), w.part(FAMILIES[0]), w.part(FAMILIES[1])
-    used = 'ema' if average and (ema or not raw) else 'raw'
-    if used == 'ema':
-        table = {k: e._replace(names=tuple(n.replace('.', '') for n in e.names)) for k, e in table.items()}
-    adopt(net, table, average if used == 'ema' else raw, f'{what}, UNet')
-    embedder = read_condition(r.condition, w.part('cond_stage_model.'), tokenizer, f'{what}, condition')
-    out = LatentDiffusion(ae, net, embedder, schedule, r.prediction_type, r.size, sampling={}).eval()
-    out.source = dict(file=str(ckpt), weights=used, scale=scale)
-    return out
+    with built_from(what):
+        for pattern, kind in FOREIGN:
+            if found := next((k for k in w if re.search(pattern, k)), None):
+                raise ValueError(f'{what} is {kind} (it holds {found!r})')
+        r, whole = read_recipe(config, ckpt, heads), any(k.startswith(FAMILIES[:2]) for k in w)
+        if whole != bool(r.unet):
+            raise ValueError(f'{what} holds {"a UNet" if whole else "no UNet"} and the config '
+                             f'describes {"one" if r.unet else "none"}')
+        with torch.device('meta'): ae = Autoencoder(**r.first_stage)
+        net_of = lambda part: part.renamed(lambda k: None if k.startswith('loss.') else k)
+        if not whole: return adopt(ae, first_stage_keys(ae), net_of(w), what)
+        if odd := [k for k in w if not k.startswith(FAMILIES) and k not in BUFFERS]:
+            raise ValueError(f'{what}: {len(odd)} tensors of no family, '
+                             f'e.g. {odd[0]!r}{nearest(odd[0], [k for k in [*BUFFERS, *w] if k not in odd])}')
+        schedule, scale = Schedule(**r.schedule), w['scale_factor'].item() if 'scale_factor' in w else r.scale
+        check_schedule(w, schedule, what)
+        if scale is None:
+            raise ValueError(f'{what} has no scale_factor, where the config says scale_by_std: '
+                             'say scale_factor there instead, as a number')
+        adopt(ae, first_stage_keys(ae, scale), net_of(w.part('first_stage_model.')), f'{what}, first stage')
+        with torch.device('meta'): net = (conditional_unet if 'context_dim' in r.unet else UNet)(**r.unet)
+        table, raw, average = unet_keys(net), w.part(FAMILIES[0]), w.part(FAMILIES[1])
+        used = 'ema' if average and ((r.use_ema if ema is None else ema) or not raw) else 'raw'
+        if ema is None and average and used == 'raw':
+            warnings.warn(f'{what} also holds an average of the UNet; its config says use_ema: False, so the weights '
+                          'as trained are taken, as their script does. Give ema=True for the average')
+        if used == 'ema':
+            table = {k: e._replace(names=tuple(n.replace('.', '') for n in e.names)) for k, e in table.items()}
+        adopt(net, table, average if used == 'ema' else raw, f'{what}, UNet')
+        embedder = read_condition(r.condition, w.part('cond_stage_model.'), tokenizer, f'{what}, condition')
+        check_parts(ae, net, embedder, what)
+        out = LatentDiffusion(ae, net, embedder, schedule, r.prediction_type, r.size, sampling={}).eval()
+        out.source = dict(file=str(ckpt), weights=used, scale=scale)
+        return out

@@ -17,13 +17,15 @@ from ..core import LatentDiffusion
 from ..embedders import TextEmbedder
 from ..engine.files import atomic_path, writable_folder
 from .components import load_component, save_component
-from .embedders import FrozenText
+from .embedders import FrozenText, tokenizer_of
 from .first_stages import first_stage_to_diffusers
 from .schedulers import read_scheduler, write_scheduler
 from .unets import unet_to_diffusers
-from .weights import adopt, find_weights, give, open_weights, same
+from .weights import (
+    adopt, built_from, check_parts, find_weights, foreign_config, give, open_weights, same)
 from ..paper.hybrid import HybridEmbedder
 from ..paper.images import ImageEmbedder, InpaintEmbedder
+from ..request import check_int
 from ..unet import UNet
 
 # %% ../../nbs/interop/06_pipelines.ipynb #266a319a
@@ -44,7 +46,7 @@ def read_bert(folder: Path, # of the component
               variant: str | None = None
     ) -> TextEmbedder:
     "The text encoder of a folder. Raises `ValueError` for a config that is no such transformer."
-    c = json.loads((folder/'config.json').read_text())
+    c = foreign_config(folder/'config.json')
     for name, value in dict(activation_function='gelu', scale_embedding=False, encoder_ffn_dim=4*c['d_model'],
                             vocab_size=len(vocab)).items():
         if c.get(name, value) != value: raise ValueError(f'{folder}: {name}={c[name]!r}, expected {value!r}')
@@ -62,15 +64,13 @@ def next_to(folder: Path, variant: str | None) -> Path: # of a file
 # %% ../../nbs/interop/06_pipelines.ipynb #d52300f7
 def captions_by_clip(folder: Path, variant: str | None) -> FrozenText:
     "The text encoder and tokenizer of a Stable Diffusion."
-    from transformers import AutoTokenizer
-    room = json.loads((folder/'text_encoder'/'config.json').read_text()).get('max_position_embeddings', 77)
-    fits = min(room, AutoTokenizer.from_pretrained(folder/'tokenizer').model_max_length)
+    config = foreign_config(folder/'text_encoder'/'config.json')
+    fits = min(config.get('max_position_embeddings', 77), tokenizer_of(folder/'tokenizer').model_max_length)
     return FrozenText(folder/'text_encoder', folder/'tokenizer', fits, variant=variant)
 
 def captions_by_bert(folder: Path, variant: str | None) -> TextEmbedder:
     "The text encoder and tokenizer of the paper's text-to-image model."
-    from transformers import AutoTokenizer
-    ids = AutoTokenizer.from_pretrained(folder/'tokenizer').get_vocab()
+    ids = tokenizer_of(folder/'tokenizer').get_vocab()
     return read_bert(folder/'bert', sorted(ids, key=ids.get), variant)
 
 PIPELINES = { # class -> (name of its first stage, what makes the embedder of (folder, variant, first stage))
@@ -102,15 +102,23 @@ def load_diffusers(name: str | Path, # a folder of a pipeline or component, or a
     if not (folder/'model_index.json').is_file():
         check_no_lora([p.name for p in folder.iterdir()], folder)
         return load_component(folder, variant)
-    parts = json.loads((folder/'model_index.json').read_text())
-    if parts.get('_class_name') not in PIPELINES: refuse(folder, str(parts.get('_class_name')))
-    first, make = PIPELINES[parts['_class_name']]
-    schedule, prediction_type, sampling = read_scheduler(
-        json.loads((folder/'scheduler'/'scheduler_config.json').read_text()), use_scheduler)
+    parts = foreign_config(folder/'model_index.json')
+    kind = str(parts.get('_class_name'))
+    if kind not in PIPELINES: refuse(folder, kind)
+    first, make = PIPELINES[kind]
+    file = folder/'scheduler'/'scheduler_config.json'
+    config = foreign_config(file)
+    with built_from(str(file)): schedule, prediction_type, sampling = read_scheduler(config, use_scheduler)
     ae, net = load_component(folder/first, variant), load_component(folder/'unet', variant)
-    side = json.loads((folder/'unet'/'config.json').read_text()).get('sample_size') or 64
-    return LatentDiffusion(ae, net, make(folder, variant, ae), schedule, prediction_type,
-                           (side if isinstance(side, int) else side[0])*ae.f, sampling=sampling).eval()
+    if not isinstance(ae, Autoencoder) or not isinstance(net, UNet):
+        raise ValueError(f'{folder}: expected a first stage in {first} and a UNet in unet, '
+                         f'found {type(ae).__name__} and {type(net).__name__}')
+    side = foreign_config(folder/'unet'/'config.json').get('sample_size') or 64
+    with built_from(str(folder)):
+        side = check_int('sample_size', side[0] if isinstance(side, list) else side, 1)
+        embedder = make(folder, variant, ae)
+        check_parts(ae, net, embedder, str(folder))
+        return LatentDiffusion(ae, net, embedder, schedule, prediction_type, side*ae.f, sampling=sampling).eval()
 
 def check_no_lora(names: list, # of files or tensors
                   where):
