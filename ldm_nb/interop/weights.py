@@ -86,7 +86,7 @@ def open_index(path: Path # an .index.json
         raise ValueError(f'{path.parent/parts[lost[0]]} does not hold {lost[0]!r}, which {path.name} says it does')
     return Weights({k: opened[p][k] for k, p in parts.items()}, ours=True)
 
-# %% ../../nbs/interop/00_weights.ipynb #f83538ef
+# %% ../../nbs/interop/00_weights.ipynb #cfc9cc1b
 MANY = re.compile('layer|block|depth|stage') # in the name of an entry: how often something is built
 MOST = 2**24, 500, 50_000 # of a size; of what is built; of entries in a whole config, with all that it refers to
 
@@ -137,7 +137,8 @@ def check_parts(ae: nn.Module, net: nn.Module, embedder: nn.Module | None, # of 
     ) -> None:
     "Raise `ValueError` where first stage, network and condition were not made for each other."
     beside, context = (embedder.concat_ch, embedder.context_dim) if embedder else (0, None)
-    for name, found, want in (('channels in', net.in_ch, ae.z_ch + beside), ('channels out', net.config['out_ch'], ae.z_ch),
+    for name, found, want in (('channels in', net.in_ch, ae.z_ch + beside),
+                              ('channels out', net.config['out_ch'], ae.z_ch),
                               ('width of the context', net.context_dim, context)):
         if found != want:
             raise ValueError(f'{what}: {name} of the UNet: {found}, where first stage and condition need {want}. '
