@@ -7,7 +7,7 @@ after every hit; no temporary file and no process may stay. Called by tests/prov
 
 A hit comes at a random moment, or at a random file operation: a process counts what it opens for writing, renames and
 removes, and sends itself the signal at the chosen one. One process imports everything, once, and forks each run."""
-import argparse, contextlib, json, os, random, shutil, signal, sys, tempfile, time, warnings
+import argparse, contextlib, json, multiprocessing, os, random, shutil, signal, sys, tempfile, time, warnings
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from mutants import context # noqa: E402, beside this file
@@ -173,6 +173,7 @@ def count_files(state: dict, roots: tuple[str, ...], at: int | None, sig: int):
 
 def child(name: str, work: str, out: str, cache: str, log: str, mark: str, at: int | None, sig: int):
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)         # of its own processes: as usual here
     os.chdir(work)
     os.environ |= {'LDM_NB_CACHE': cache, 'OMP_NUM_THREADS': '1', MARK: mark, 'HF_HUB_OFFLINE': '1'}
     where = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

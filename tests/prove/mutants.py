@@ -557,6 +557,7 @@ def judged(e: BaseException, path: Path, here: Path) -> dict: # outcome and says
 def serve(pipe, seed: int, work: str, loud: bool = False):
     "In a process of its own: numbers come in, rows go out."
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)         # of its own processes: as usual here
     import torch
     torch.set_num_threads(1)
     os.environ |= dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')

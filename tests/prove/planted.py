@@ -170,6 +170,7 @@ def copy_tree(to: Path):
 def look(tree: str, test: str, log: str):
     "In a process of its own: run a notebook as nbdev_test does, or a test of pytest; its exit code says how it went."
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)         # of its own processes: as usual here
     os.chdir(tree)
     os.environ |= dict(PYTHONPATH=tree, OMP_NUM_THREADS='1', PYTHONDONTWRITEBYTECODE='1')
     sys.dont_write_bytecode = True
@@ -201,6 +202,15 @@ def noticed(ctx, tree: Path, test: str) -> tuple[bool, float, str]: # whether it
     why = next((o for o in reversed(said) if re.match(r'(E +)?\w*(Error|Exception|Interrupt)\b', o)), '')
     return late or p.exitcode != 0, round(time.time() - start, 1), 'no end' if late else why.strip()[:160]
 
+def sound(ctx, tree: Path, test: str, before: dict[Path, str]) -> bool: # before: as `plant` gives it
+    "Whether a test passes without the bug, which is there again afterwards."
+    planted = {path: path.read_text() for path in before}
+    for path, text in before.items(): path.write_text(text)
+    failed, _, why = noticed(ctx, tree, test)
+    if failed: print(f'{test} fails without any bug: {why}', flush=True)
+    for path, text in planted.items(): path.write_text(text)
+    return not failed
+
 def main(a):
     names = a.only or list(BUGS)
     if odd := [n for n in names if n not in BUGS]: sys.exit(f'no bug {odd[0]!r}; --list shows them')
@@ -222,14 +232,15 @@ def main(a):
             before, by, spent, why = plant(tree, module, old, new), [], {}, ''
             try:
                 for test in tests:
+                    if healthy.get(test) is False: continue
                     seen, spent[test], said = noticed(ctx, tree, test)
-                    if seen: by, why = by + [test], why or said
-                    if seen and not a.all: break
+                    if seen and test not in healthy: # does it fail anyhow? Then it has noticed nothing
+                        healthy[test] = sound(ctx, tree, test, before)
+                    if not seen or not healthy[test]: continue
+                    by, why = by + [test], why or said
+                    if not a.all: break
             finally:
                 for path, text in before.items(): path.write_text(text)
-            for test in by:                                   # a test that fails anyhow has noticed nothing
-                if test not in healthy: healthy[test] = not noticed(ctx, tree, test)[0]
-            by = [t for t in by if healthy[t]]
             rows[name] = {'module': module, 'line': old, 'planted': new, 'noticed by': by, 'said': why if by else '',
                           'seconds': spent}
             print(f'{name:36} {", ".join(by) or "NOBODY"}  {spent}  {why if by else ""}', flush=True)
