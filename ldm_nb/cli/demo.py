@@ -9,13 +9,14 @@ __all__ = ['demo', 'main']
 import json, time
 from pathlib import Path
 import torch
-from .common import Parser, guarded, image_format, writable_file
+from .common import Parser, a_name, a_path, guarded, image_format, writable_file
 from ..core import LatentDiffusion
 from ..datasets.images import show_images
 from ..datasets.postcards import Postcards
 from ..engine.devices import pick_device
 from ..engine.files import atomic_path
 from ..metrics.reader import caption_accuracy, load_reader
+from ..request import check_int
 
 # %% ../../nbs/cli/05_demo.ipynb #dd5d0d68
 def demo(out: str | Path = 'demo.png', # the image to write
@@ -28,8 +29,9 @@ def demo(out: str | Path = 'demo.png', # the image to write
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    out, start = Path(out), time.perf_counter()
-    writable_file(out)
+    out, start = writable_file(Path(out)), time.perf_counter()
+    if table: table = writable_file(Path(table), (), '--table', make=True)
+    check_int('n', n, 1, 10_000)
     ldm, reader = LatentDiffusion.from_pretrained(model).to(pick_device()), load_reader()
     ds = Postcards(n, seed=seed)
     captions = [ds.caption(i) for i in range(n)]
@@ -59,14 +61,14 @@ def demo(out: str | Path = 'demo.png', # the image to write
 def main(argv: list | None = None):
     "The command behind `make demo`."
     p = Parser('demo', description='Draw fresh captions with a shipped model and judge them.')
-    p.add_argument('--out', default='demo.png', help='the image to write (default demo.png)')
-    p.add_argument('--model', default='postcards-text', help='a shipped text model, or a folder')
+    p.add_argument('--out', type=a_path, default='demo.png', help='the image to write (default demo.png)')
+    p.add_argument('--model', type=a_name, default='postcards-text', help='a shipped text model, or a folder')
     p.add_argument('--n', type=int, default=64, help='captions (default 64)')
     p.add_argument('--steps', type=int, default=20, help='sampling steps (default 20)')
     p.add_argument('--guidance', type=float, default=3., help='default 3')
     p.add_argument('--seed', type=int, default=2024, help='of captions and noise (default 2024)')
-    p.add_argument('--table', help='also write the accuracy to this file, as JSON')
-    guarded(lambda argv: demo(**vars(p.parse_args(argv))), argv)
+    p.add_argument('--table', type=a_path, help='also write the accuracy to this file, as JSON')
+    guarded(lambda argv: demo(**vars(p.parse_args(argv))), argv, 'no image was written')
 
 # %% ../../nbs/cli/05_demo.ipynb #2cb2e2f0
 if __name__ == '__main__' and '__file__' in globals(): main()   # in a notebook there is no __file__

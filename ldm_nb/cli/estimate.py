@@ -41,7 +41,10 @@ def dry_run(stage: str, # reader, autoencoder or diffusion
     micro_batches(s['batch_size'], accumulate=s['accumulate'])
     check_data(data)
     ae = load_autoencoder(autoencoder) if stage == 'diffusion' else None
-    if stage == 'autoencoder': first_stage_loss(s, torch.device('cpu'), regulariser == 'vq') # for what it refuses
+    if stage == 'autoencoder': # for what it refuses, with nothing fetched
+        fetched = s.get('perceptual') == 'lpips'
+        first_stage_loss(s | dict(perceptual='none') if fetched else s, torch.device('cpu'), regulariser == 'vq')
+        if fetched: print('the perceptual network (LPIPS, 528 MB) is fetched when training begins, if it is not there')
     if init: find_pretrained(init)
     build = lambda: untrained(stage, s, ae, condition, f, regulariser)
     with torch.device('meta'): model = build()

@@ -8,7 +8,7 @@ __all__ = ['AUTOENCODER_OPTIONS', 'NUMBERS', 'SWITCHES', 'STAGE_OPTIONS', 'train
 
 # %% ../../nbs/cli/03_train.ipynb #6a334675
 import argparse
-from .common import Parser, guarded, is_first
+from .common import Parser, a_name, a_path, guarded, is_first
 from .estimate import dry_run
 from .recipes import train_autoencoder, train_diffusion, train_reader
 from ..engine.cost import DEVICES
@@ -55,13 +55,15 @@ def train_parser() -> Parser: # of ldm-train
     p = Parser('ldm-train', description='Train a stage of a latent diffusion model. '
                                         'What data need (rendering, latents) is done once and kept in a cache.')
     p.add_argument('stage', choices=list(PRESETS), help='what to train; the reader always learns from postcards')
-    p.add_argument('--data', default='postcards',
+    p.add_argument('--data', type=a_name, default='postcards',
                    help="'postcards', 'photos', a folder of images, or torchvision:NAME (default postcards)")
     p.add_argument('--preset', default='laptop', help='tiny, laptop, gpu, or (not for the reader) speedrun, paper, '
                                                       'or (diffusion) small (default laptop)')
-    p.add_argument('--out', required=True, help='folder for checkpoints/, then config.json and model.safetensors')
+    p.add_argument('--out', type=a_path, required=True,
+                   help='folder for checkpoints/, then config.json and model.safetensors')
     p.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
-    p.add_argument('--init', help='autoencoder, diffusion: start from the weights of this model, where they fit')
+    p.add_argument('--init', type=a_name,
+                   help='autoencoder, diffusion: start from the weights of this model, where they fit')
     add_stage_options(p)
     for k, t, h in NUMBERS: p.add_argument(f'--{k}', type=t, help=f'{h} (default: the preset\'s)')
     for k, h in SWITCHES: p.add_argument(f'--{k}', action='store_true', default=None, help=h)
@@ -81,7 +83,7 @@ def add_stage_options(p: Parser):
     g.add_argument('--f', type=int, default=4, help='downsampling factor: 1, 2, 4, 8, 16 or 32 (default 4)')
     g.add_argument('--regulariser', default='kl', help='kl or vq (default kl)')
     for k, t, h in AUTOENCODER_OPTIONS: g.add_argument(f'--{k}', type=t, help=h)
-    p.add_argument('--autoencoder', default='ae-kl-f4',
+    p.add_argument('--autoencoder', type=a_name, default='ae-kl-f4',
                    help='diffusion: a shipped first stage by name, or a folder (default ae-kl-f4)')
     p.add_argument('--tokenizer', choices=['shipped', 'captions'],
                    help='diffusion: words of the postcards, or of the data\'s captions (default: as the data are)')
@@ -128,7 +130,8 @@ def main(argv: list[str] | None = None): # None: the command line
         if train(a.out, resume=a.resume, quiet=a.quiet, tracker=tracker, **settings(a)) and is_first():
             print(f'wrote {a.out}/config.json and model.safetensors')
         return StopRequest.last
-    if stopped := guarded(run, argv): raise SystemExit(128 + stopped)
+    words = 'what was done since the last checkpoint, if there is one, is lost'
+    if stopped := guarded(run, argv, words): raise SystemExit(128 + stopped)
 
 # %% ../../nbs/cli/03_train.ipynb #7f9e06b4
 if __name__ == '__main__' and '__file__' in globals(): main()   # in a notebook there is no __file__

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['BEGIN', 'END', 'STUB', 'LAST', 'source', 'read_notebook', 'Exercise', 'exercises', 'without_solution',
            'student_notebook', 'chapters', 'address', 'holds_answers', 'write_student', 'Grade', 'answer_to',
-           'imports_of', 'Tries', 'grade', 'same_chapter', 'graded', 'table', 'OneLine', 'main']
+           'imports_of', 'Tries', 'grade', 'same_chapter', 'graded', 'table', 'main']
 
 # %% ../../nbs/course/01_grading.ipynb #761ee033
-import argparse, ast, json, multiprocessing, re, shutil, time
+import ast, json, multiprocessing, re, shutil, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from .checks import send_answer
+from ..engine.console import Parser, a_path, guarded, writable_file
 from ..engine.files import atomic_path
 
 # %% ../../nbs/course/01_grading.ipynb #e5fbb3f2
@@ -198,32 +199,32 @@ def table(grades: list) -> str: # a line each, and how many passed
     return '\n'.join([*map(line, grades), f'{sum(g.result == "passed" for g in grades)} of {len(grades)} passed'])
 
 # %% ../../nbs/course/01_grading.ipynb #5117a5ae
-class OneLine(argparse.ArgumentParser):
-    "argparse whose errors are one line."
-    def error(self, message): self.exit(2, f'error: {message} (see {self.prog} --help)\n')
-
 def main(argv: list | None = None): # None: the command line
     "`python -m ldm_nb.course.grading student` and `... grade DIR`: exit code 0 whatever the grades, 2 if none."
-    p = OneLine('python -m ldm_nb.course.grading',
+    p = Parser('python -m ldm_nb.course.grading',
                 description='Write the student edition of the course, or grade what came back.')
-    sub = p.add_subparsers(dest='what', required=True, parser_class=OneLine)
+    sub = p.add_subparsers(dest='what', required=True, parser_class=Parser)
     s = sub.add_parser('student', help='write the notebooks without their solutions')
-    s.add_argument('--out', default='student/nbs', help='a new folder (default student/nbs)')
+    s.add_argument('--out', type=a_path, default='student/nbs', help='a new folder (default student/nbs)')
     g = sub.add_parser('grade', help='try the answers in a folder of notebooks')
-    g.add_argument('dir', help='the folder, e.g. student/nbs')
+    g.add_argument('dir', type=a_path, help='the folder, e.g. student/nbs')
     g.add_argument('--seconds', type=float, default=20, help='for each answer (default 20)')
-    g.add_argument('--json', help='also write the grades to this file')
-    for k in (s, g): k.add_argument('--nbs', default='nbs', help='the notebooks of the course (default nbs)')
-    a = p.parse_args(argv)
-    try:
+    g.add_argument('--json', type=a_path, help='also write the grades to this file')
+    for k in (s, g):
+        k.add_argument('--nbs', type=a_path, default='nbs', help='the notebooks of the course (default nbs)')
+    def run(argv):
+        a = p.parse_args(argv)
         if a.what == 'student':
             return print(f'{len(write_student(a.out, a.nbs))} notebooks in {a.out}. Answers are graded by: '
                          f'make grade DIR={a.out}')
+        if not a.seconds > 0: raise ValueError(f'--seconds {a.seconds}: expected more than 0')
+        if a.json: a.json = writable_file(a.json, (), '--json', make=True)
         grades = grade(a.dir, a.nbs, a.seconds)
-        print(table(grades))
         if a.json:
-            with atomic_path(a.json) as path: path.write_text(json.dumps([asdict(g) for g in grades], indent=1) + '\n')
-    except (ValueError, OSError) as e: p.exit(2, f'error: {" ".join(str(e).split())}\n')
+            said = json.dumps([asdict(g) for g in grades], indent=1) + '\n'
+            with atomic_path(a.json) as path: path.write_text(said, encoding='utf-8')
+        print(table(grades))
+    guarded(run, argv, 'nothing was graded')
 
 # %% ../../nbs/course/01_grading.ipynb #37adc893
 if __name__ == '__main__' and '__file__' in globals(): main() # in a notebook there is no __file__
