@@ -69,7 +69,8 @@ GUARD, BESIDE = ('callbacks', 'ExplosionGuard'), ('callbacks', 'AdversaryStep')
 WRONG = [(('opt', 'state', 0, 'exp_avg'), torch.zeros(1)), (('opt', 'state', 0, 'exp_avg_sq'), -1), (('step',), 6.),
          (('step',), '6'), (('step',), 4), (('step',), None), (('seconds',), math.nan), (('mean',), 'low'),
          (('opt', 'state', 99), {}), (('opt', 'state', 0), {}), (('opt', 'state'), []), (('ema_updates',), -1),
-         (('model', 'quant.bias'), math.inf), (('model', 'quant.bias'), torch.zeros(4).double()), (('model', 'more'), 1),
+         (('model', 'quant.bias'), math.inf), (('model', 'quant.bias'), torch.zeros(4).double()),
+         (('model', 'more'), 1),
          (('ema', 'quant.bias'), torch.zeros(3)), (('ema',), None), (('scaler',), dict(scale=1.)), (('callbacks',), 1),
          ((*GUARD, 'last'), [1.]*11), ((*GUARD, 'last'), 'ten'), ((*GUARD, 'lowest'), '1'), (GUARD, [1]),
          ((*BESIDE, 'adversary', 'opt', 'state', 0, 'exp_avg'), torch.zeros(1)),
@@ -111,7 +112,8 @@ def test_a_damaged_pickle_is_passed_over(tmp_path, name, saved):
 
 @pytest.mark.parametrize('state, says', [
     ([1], 'no checkpoint of a training'), (dict(format=2), 'no settings'), (dict(settings={}, watched=[1.]), 'watched'),
-    (dict(settings={}), 'watched'), (dict(format=9, settings={}), 'newer'), (dict(format=2, settings=1), 'no settings')])
+    (dict(settings={}), 'watched'), (dict(format=9, settings={}), 'newer'),
+    (dict(format=2, settings=1), 'no settings')])
 def test_what_is_no_checkpoint_is_named(tmp_path, state, says):
     (tmp_path/'checkpoints').mkdir()
     torch.save(state, tmp_path/'checkpoints'/'step-0000001.pt')
@@ -162,7 +164,8 @@ def test_an_averaged_model_has_the_averaged_weights():
 def test_other_settings_name_the_way_on(tmp_path):
     for _ in toy(SaveCheckpoints(tmp_path, every=10)): pass
     run = toy(SaveCheckpoints(tmp_path, every=10), steps=60)
-    with pytest.raises(ValueError, match=f'steps: 30 then, 60 now.*--init {tmp_path} --out'): run.callbacks[0].resume(run)
+    with pytest.raises(ValueError, match=f'steps: 30 then, 60 now.*--init {tmp_path} --out'):
+        run.callbacks[0].resume(run)
 
 
 def test_a_guard_promises_no_checkpoint_that_is_not_there(tmp_path):
@@ -184,7 +187,8 @@ def stopped(tmp_path_factory): # a run on a first stage of one's own, looked at 
     save_autoencoder(Autoencoder(ch=8, ch_mult=(1, 2, 4), num_res_blocks=1, groups=4), work/'ae')
     out, log = work/'run', open(work/'log', 'w')
     words = [*command('ldm-train'), 'diffusion', '--preset', 'tiny', '--n', 40, '--autoencoder', work/'ae', '--steps',
-             100_000, '--save-every', 5, '--device', 'cpu', '--tracker', 'none', '--quiet', '--workers', 1, '--out', out]
+             100_000, '--save-every', 5, '--device', 'cpu', '--tracker', 'none', '--quiet', '--workers', 1,
+             '--out', out]
     env = os.environ | dict(OMP_NUM_THREADS='1')
     p = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
     try:
@@ -311,9 +315,10 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         if step == 15: break
     (tmp_path/'run'/'log.jsonl').open('a').write(' '*3000)
     run.steps_done, kept = 20, checkpoints(tmp_path/'run')[0].read_bytes()
+    latents = tmp_path/'latents'
     writers = {'000000.npz': lambda: postcards.render_all(postcards.Postcards(10, 32), workers=1),
                'photos-16': lambda: sources.photo_crops(1000, 16, 0, False),
-               '00000.safetensors': lambda: encode_dataset(first_stage(), 'v1', PICTURES, tmp_path/'latents', quiet=True),
+               '00000.safetensors': lambda: encode_dataset(first_stage(), 'v1', PICTURES, latents, quiet=True),
                'step-0000020.pt': lambda: saver.save(run), 'log.jsonl': lambda: log.after_step(run, 0.),
                'reconstructions.png': lambda: save_grid(torch.rand(2, 3, 16, 16), tmp_path/'reconstructions.png')}
     for name, write in writers.items():
