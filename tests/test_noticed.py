@@ -11,6 +11,7 @@ from torch import nn
 from ldm_nb.attention import CrossAttention, conditional_unet, watch_attention
 from ldm_nb.autoencoder import Autoencoder, Codebook, measure_scale, pad_to
 from ldm_nb.core import LatentDiffusion
+from ldm_nb.datasets.folders import ImageFolder
 from ldm_nb.datasets.images import to_float
 from ldm_nb.datasets.postcards import Postcards
 from ldm_nb.datasets.sources import load_images
@@ -182,6 +183,8 @@ def test_classes_are_numbered_from_0_by_their_names(tmp_path):
         Image.new('RGB', (8, 8), (k*100, 0, 0)).save(tmp_path/name/'x.png')
     got = load_images(str(tmp_path), 8, 3)
     assert {int(x[0, 0, 0]): int(y) for x, y in zip(got['image'], got['label'])} == {0: 2, 100: 0, 200: 1}
+    ds = ImageFolder(tmp_path, 8)
+    assert {p.parent.name: ds[k]['label'] for k, p in enumerate(ds.files)} == dict(cat=0, dog=1, emu=2)
 
 
 def test_postcards_of_two_seeds_share_none():
