@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from .caption_files import TABLES, captions_of
 from .images import fit, to_float, to_rgb
-from .pictures import FORMATS, MAX_PIXELS, Decoder, PictureError, heic_reader, not_a_picture
+from .pictures import FORMATS, MAX_PIXELS, Decoder, PictureError, decoder, heic_reader, not_a_picture
 from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, sweep, writable_folder
 from ..engine.seeds import generator
 
@@ -51,8 +51,9 @@ def decode_all(files: list[Path], size: int, n: int, # until n pictures were goo
                quiet: bool = False # no progress bar
     ) -> tuple[list[Path], dict[Path, str]]: # the good ones in order; the others with the reason
     "Decode pictures in several workers."
-    good, skipped, free, workers = [], {}, queue.SimpleQueue(), min(8, os.cpu_count() or 1)
-    decoders = [Decoder() for _ in range(workers)]
+    good, skipped, free = [], {}, queue.SimpleQueue()
+    workers = min(8, os.cpu_count() or 1, 1 + len(files)//32) # each takes half a second to start
+    decoders = [decoder()] + [Decoder() for _ in range(workers - 1)]
     for d in decoders: free.put(d)
     def decode(p):
         d = free.get()
@@ -73,7 +74,7 @@ def decode_all(files: list[Path], size: int, n: int, # until n pictures were goo
                         good.append(p)
                 bar.update(len(good) - bar.n)
     finally:
-        for d in decoders: d.stop()
+        for d in decoders[1:]: d.stop()
     return good, skipped
 
 def prepare(folder: Path, files: list[Path], # of `list_files`, in the order in which they are wanted
