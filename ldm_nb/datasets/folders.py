@@ -52,9 +52,8 @@ def decode_all(files: list[Path], size: int, n: int, # until n pictures were goo
     ) -> tuple[list[Path], dict[Path, str]]: # the good ones in order; the others with the reason
     "Decode pictures in several workers."
     good, skipped, free = [], {}, queue.SimpleQueue()
-    workers = min(8, os.cpu_count() or 1, 1 + len(files)//32) # each takes half a second to start
-    decoders = [decoder()] + [Decoder() for _ in range(workers - 1)]
-    for d in decoders: free.put(d)
+    more = [Decoder() for _ in range(min(7, (os.cpu_count() or 1) - 1, len(files)//50))] # each takes time to start
+    for d in (decoder(), *more): free.put(d)
     def decode(p):
         d = free.get()
         try: return d(p, size)
@@ -62,7 +61,7 @@ def decode_all(files: list[Path], size: int, n: int, # until n pictures were goo
         finally: free.put(d)
     bar = tqdm(total=min(n, len(files)), desc='reading pictures', unit='', delay=2, leave=False, disable=quiet)
     try:
-        with bar, ThreadPoolExecutor(workers) as pool:
+        with bar, ThreadPoolExecutor(1 + len(more)) as pool:
             todo = list(files)
             while todo and len(good) < n:
                 block = todo[:min(256, n - len(good))]
@@ -74,7 +73,7 @@ def decode_all(files: list[Path], size: int, n: int, # until n pictures were goo
                         good.append(p)
                 bar.update(len(good) - bar.n)
     finally:
-        for d in decoders[1:]: d.stop()
+        for d in more: d.stop()
     return good, skipped
 
 def prepare(folder: Path, files: list[Path], # of `list_files`, in the order in which they are wanted

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'MAX_SECONDS', 'HEIC', 'STARTS', 'to_rgb', '
            'heic_reader', 'serve', 'Decoder', 'decoder', 'open_picture']
 
 # %% ../../nbs/datasets/00a_pictures.ipynb #5603693c
-import atexit, faulthandler, importlib.util, os, pickle, subprocess, sys, threading, warnings
+import atexit, errno, faulthandler, importlib.util, os, pickle, subprocess, sys, threading, warnings
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,9 +19,10 @@ def to_rgb(im: Image.Image # any mode
     if im.mode.startswith('I;16'):
         im = Image.fromarray(((np.asarray(im).astype(np.uint32) + 128)//257).astype(np.uint8))
     if im.mode in ('I', 'F'): # no file says what is white: 1, 255 or 65535
-        a = np.nan_to_num(np.asarray(im).astype(np.float64))
-        white = 1 if im.mode == 'F' and a.max() <= 1 else 255 if a.max() <= 255 else 65535
-        im = Image.fromarray((a/white*255).clip(0, 255).round().astype(np.uint8))
+        with np.errstate(all='ignore'):
+            a = np.nan_to_num(np.asarray(im, np.float32))
+            white = 1 if im.mode == 'F' and a.max() <= 1 else 255 if a.max() <= 255 else 65535
+            im = Image.fromarray((a/white*255).clip(0, 255).round().astype(np.uint8))
     if im.has_transparency_data:
         im = im.convert('RGBA')
         im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im)
@@ -57,6 +58,9 @@ def _decode(path: str, # absolute
     with im:
         if not im.width*im.height: raise PictureError(path, 'damaged', 'has no pixels: copy or download it again.')
         if im.width*im.height > MAX_PIXELS: raise Image.DecompressionBombError(f'{im.width}x{im.height}')
+        if im.info.get('compression') == 'raw': # a TIFF: what its file has no room for would come out black
+            bits = im.width*im.height*(8 if len(im.getbands()) > 1 else 1) # at least
+            if bits > 8*os.path.getsize(path): raise PictureError(path, 'damaged', 'is cut short: copy it again.')
         if size: im.draft(im.mode, (4*size, 4*size)) # a JPEG can be decoded smaller
         im.load()
         try: ImageOps.exif_transpose(im, in_place=True)
@@ -118,7 +122,8 @@ def serve():
                                                      f'make it smaller.')
         except OSError as e:
             why = ' '.join(str(e.strerror or e).split())
-            answer = (PictureError(path, 'not readable', f'cannot be read ({why}).') if e.errno else
+            odd = e.errno not in (None, errno.EINVAL) # of the file system, not of the file
+            answer = (PictureError(path, 'not readable', f'cannot be read ({why}).') if odd else
                       PictureError(path, 'damaged', f'is damaged ({why}): copy or download it again.'))
         except Exception as e: # decoders raise anything
             why = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]

@@ -44,17 +44,17 @@ def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder
     ds = ImageFolder(name, size, n, seed, quiet)
     out = dict(image=ds.images, file=[p.relative_to(ds.path).as_posix() for p in ds.files])
     if ds.captions: out['caption'] = [ds.captions.get(p, '') for p in ds.files]
-    return out | _classes([ds.class_of(p) for p in ds.files], name)
-
-def _classes(names: list[str | None], where: str) -> dict: # of each picture; for errors -> class and label, if all have
-    "Number the classes that there are by the order of their names."
-    known = sorted(set(names) - {None})
-    if not known: return {}
+    names = [ds.class_of(p) for p in ds.files]
     bare = names.count(None)
-    if bare:
-        warnings.warn(f'{where}: {bare} picture(s) lie beside the class folders, so there are no labels; '
-                      'put each into a class folder', stacklevel=3)
-        return {}
+    if not bare: return out | _classes(names)
+    if bare < len(names) and not ds.captions: # a folder with captions is of captions
+        warnings.warn(f'{name}: {bare} picture(s) lie beside the class folders, so there are no labels; '
+                      'put each into a class folder', stacklevel=2)
+    return out
+
+def _classes(names: list[str]) -> dict: # of each picture -> class and label
+    "Number the classes that there are by the order of their names."
+    known = sorted(set(names))
     ids = {c: k for k, c in enumerate(known)}
     return {'class': names, 'label': torch.tensor([ids[c] for c in names])}
 
@@ -66,7 +66,7 @@ def _from_torchvision(ds: TorchvisionImages, n: int, seed: int) -> dict: # as `l
         it = ds[j]
         out['image'][k], out['label'][k] = to_bytes(it['image']), it['label']
     names = dict(enumerate(ds.classes))
-    if all(k in names for k in out['label'].tolist()): out |= _classes([names[k] for k in out['label'].tolist()], '')
+    if all(k in names for k in out['label'].tolist()): out |= _classes([names[k] for k in out['label'].tolist()])
     return out
 
 def photo_crops(n: int, size: int, seed: int, held_out: bool, quiet: bool = False
