@@ -193,7 +193,10 @@ def circles(modules: dict[str, Module]
              for m, v in modules.items() if m not in house.DOORS}
     found, done = [], set()
     def visit(m: str, way: list):
-        if m in way: return found.append('a circle of imports: ' + ' -> '.join([*way[way.index(m):], m]))
+        if m in way:
+            ring = way[way.index(m):]
+            first = ring.index(min(ring)) # one circle, one sentence, wherever it was entered
+            return found.append('a circle of imports: ' + ' -> '.join([*ring[first:], *ring[:first], ring[first]]))
         if m in done: return
         for other in graph.get(m, ()): visit(other, [*way, m])
         done.add(m)

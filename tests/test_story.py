@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import run
 
-CHAPTERS = ('engine/00_files', 'engine/02_build', 'datasets/00_images')
+CHAPTERS = ('engine/00_files', 'engine/02_build', 'datasets/00_images', 'datasets/00a_pictures')
 FILES, IMAGES = 'nbs/engine/00_files.ipynb', 'nbs/datasets/00_images.ipynb'
 
 
