@@ -218,7 +218,8 @@ def build_model(folder: Path, # named in errors
 
 def shared_autoencoder(folder: Path, first_stage: dict) -> Autoencoder: # dict(name=, hash=)
     "A shipped first stage. Raises `ValueError` if it is not the one that was trained on."
-    place = find_first_stage(str(first_stage['name']))
+    try: place = find_first_stage(str(first_stage['name']))
+    except FileNotFoundError as e: raise FileNotFoundError(f'{folder}: first stage: {e}') from e
     want, found = first_stage.get('hash'), weights_hash(place)
     if found != want:
         raise ValueError(f'{folder} was trained on the autoencoder {place.name} with hash {want}; '

@@ -13,6 +13,7 @@ from string import ascii_lowercase
 import torch
 from torch import nn
 from .attention import CrossAttention
+from .engine.files import read_text
 from .layers import zero
 
 # %% ../nbs/story/11_text.ipynb #38b7dbad
@@ -45,7 +46,7 @@ def train_tokenizer(captions: list[str], # the captions to cover
 def load_vocab(path: str | Path # one token a line
     ) -> list[str]: # the line number is the id
     "Read a vocabulary. Raises `FileNotFoundError`, or `ValueError` if it is not a vocabulary."
-    vocab = Path(path).read_text(encoding='utf-8').splitlines()
+    vocab = read_text(path).splitlines()
     if set(SPECIAL) - set(vocab) or len(set(vocab)) < len(vocab):
         raise ValueError(f'{path} is no vocabulary: one token a line, each once, '
                          f'{" ".join(SPECIAL)} among them')

@@ -257,6 +257,7 @@ class LatentCache:
         for k in which.unique().tolist():
             here, tensors = which == k, self.at(k)
             for m, name in zip(out, ('mean', 'std')): m[here] = tensors[name][row[here], variant[here]].float()
+        if not out.isfinite().all(): raise ValueError(f'{self.folder} is damaged: its latents are not finite. {AGAIN}')
         return out[0], out[1]
 
     def __getitem__(self, i: int): # image -> mean and std, each (z, h, w) float32

@@ -7,7 +7,7 @@ __all__ = ['OLD_SETTINGS', 'KNOWN_SETTINGS', 'checkpoints', 'latest', 'upgrade_c
            'checked', 'check_names', 'check_like', 'check_tensor', 'check_moments']
 
 # %% ../../nbs/engine/06_checkpoints.ipynb #8c76f1b2
-import math, warnings
+import json, math, warnings
 from pathlib import Path
 import torch
 from .build import FORMAT, OLD_KEYS, nearest_name, upgrade
@@ -70,6 +70,9 @@ KNOWN_SETTINGS = set("""
 
 def check_settings(then: dict, now: dict, path: Path): # of the checkpoint; of the run that would go on from it
     "Raise `ValueError` for other settings than those of the run: an unknown one by name, others with both values."
+    try: json.dumps(then)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f'{path} is damaged: its settings are no plain values ({e})') from e
     known = KNOWN_SETTINGS | now.keys()
     for k in then:
         if k not in known:

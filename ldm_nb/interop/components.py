@@ -33,7 +33,7 @@ def load_component(folder: str | Path, # config.json and a file of weights
         raise ValueError(f'{folder} holds a {kind or config.get("model_type", "thing of no class")}: '
                          f'expected {", ".join(FIRST + SECOND)}')
     make = first_stage_from_diffusers if kind in FIRST else unet_from_diffusers
-    with built_from(f'{folder}/config.json'):
+    with built_from(str(folder)):
         return make(config, open_weights(find_weights(folder, variant=variant)))
 
 def save_component(net: Autoencoder | UNet,

@@ -126,8 +126,11 @@ def foreign_config(path: str | Path # a .json
 
 @contextmanager
 def built_from(what: str): # the file or folder that the config is from
-    "Say in one sentence that a stranger's config could not be built. `ValueError`, `OSError`, `MemoryError` pass."
+    "Say in one sentence that names its file that a stranger's config cannot be built. `OSError`, `MemoryError` pass."
     try: yield
+    except ValueError as e:
+        if str(what) in str(e): raise
+        raise ValueError(f'{what}: {e}') from e
     except (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError, StopIteration) as e:
         said = ' '.join(str(e).split())[:120]
         raise ValueError(f'{what} does not describe a model that can be built ({type(e).__name__}: {said})') from e
