@@ -16,7 +16,7 @@ from ..text import TokenTransformer, as_captions
 from .weights import foreign_config
 from ..unet import Cond
 
-# %% ../../nbs/interop/07_embedders.ipynb #f2a34e6d
+# %% ../../nbs/interop/07_embedders.ipynb #f7de693e
 MODELS = dict(clip='CLIPTextModel', clip_text_model='CLIPTextModel', bert='BertModel') # of transformers, by kind
 
 @contextmanager
@@ -40,7 +40,8 @@ def frozen_text(name: str | Path, variant: str | None = None # as in `FrozenText
         if kind not in MODELS: raise ValueError(f'a {kind}: expected CLIP or BERT')
         model, how = getattr(transformers, MODELS[kind]).from_pretrained(name, dtype=torch.float32, variant=variant,
                                                                          output_loading_info=True)
-        if lost := sorted(how['missing_keys']): raise ValueError(f'its file of weights has no {lost[0]}')
+        if lost := [*how['missing_keys'], *how['mismatched_keys']]:
+            raise ValueError(f'{lost[0]} is not in its file of weights, or of another shape')
     return model
 
 def tokenizer_of(name: str | Path): # of transformers. Raises `ValueError`
@@ -79,6 +80,8 @@ class FrozenText(Condition):
         # in a list: not among the weights
         self.model = [model.requires_grad_(False).eval()]
         self.tokenizer = tokenizer
+        if (last := max(tokenizer.get_vocab().values())) >= (most := model.config.vocab_size):
+            raise ValueError(f'a tokenizer with an id {last} for a text model of {most} pieces: are they of one model?')
         self.max_length = max_length or room
         if not 2 < self.max_length <= room:
             raise ValueError(f'max_length={max_length}: {name or "this model"} has places for 3 to {room}')

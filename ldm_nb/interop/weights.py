@@ -86,9 +86,9 @@ def open_index(path: Path # an .index.json
         raise ValueError(f'{path.parent/parts[lost[0]]} does not hold {lost[0]!r}, which {path.name} says it does')
     return Weights({k: opened[p][k] for k, p in parts.items()}, ours=True)
 
-# %% ../../nbs/interop/00_weights.ipynb #cfc9cc1b
+# %% ../../nbs/interop/00_weights.ipynb #793265f8
 MANY = re.compile('layer|block|depth|stage') # in the name of an entry: how often something is built
-MOST = 2**24, 500, 50_000 # of a size; of what is built; of entries in a whole config, with all that it refers to
+MOST = 2**24, 100, 50_000 # of a size; of what is built; of entries in a whole config, with all that it refers to
 
 def check_config(config, # what a file held: dicts, lists, numbers and words
                  what: str, # named in errors
