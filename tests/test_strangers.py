@@ -168,7 +168,8 @@ def test_a_yaml_that_refers_to_itself_or_explodes(whole, tmp_path):
     for text, says in ((bomb, 'more than 50000 entries'),
                        ('model: &m {target: LatentDiffusion, params: *m}', 'contains itself'),
                        ('model: ' + '['*50_000, 'is no yaml'), ('x'*2**21, 'bytes'),
-                       ('- 1', 'expected names and values'), ('model: !!python/object/apply:os.getcwd []', 'is no yaml')):
+                       ('- 1', 'expected names and values'),
+                       ('model: !!python/object/apply:os.getcwd []', 'is no yaml')):
         (tmp_path/'config.yaml').write_text(text)
         rejected(says, load_compvis, whole['compvis']/'model.ckpt', tmp_path/'config.yaml')
 

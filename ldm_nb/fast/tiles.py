@@ -114,7 +114,7 @@ class PatchedNetwork:
                  stride: int = 64): # from one patch to the next; the last ends at the border
         factor = getattr(net, 'factor', 1)
         if not 1 <= stride <= side or side < 2 or side % factor:
-            raise ValueError(f'{side=}, {stride=}: expected a side divisible by {factor}, and a stride of 1 to the side')
+            raise ValueError(f'{side=}, {stride=}: expected a side divisible by {factor}, and a stride up to the side')
         self.net, self.side, self.stride = net, side, stride
 
     def starts(self, n: int) -> list[int]: # latents -> where its patches begin
