@@ -162,8 +162,8 @@ def test_an_averaged_model_has_the_averaged_weights():
 
 
 def test_other_settings_name_the_way_on(tmp_path):
-    for _ in toy(SaveCheckpoints(tmp_path, every=10)): pass
-    run = toy(SaveCheckpoints(tmp_path, every=10), steps=60)
+    for _ in toy(SaveCheckpoints(tmp_path, every=10, init=None)): pass
+    run = toy(SaveCheckpoints(tmp_path, every=10, init=None), steps=60)
     with pytest.raises(ValueError, match=f'steps: 30 then, 60 now.*--init {tmp_path} --out'):
         run.callbacks[0].resume(run)
 

@@ -86,8 +86,10 @@ def check_settings(then: dict, now: dict, path: Path): # of the checkpoint; of t
                              f'version knew{nearest_name(k, known | OLD_KEYS.keys())}')
     other = differences(then, now)
     if other:
-        raise ValueError(f'{path} was made with other settings ({"; ".join(other)}). Resume with the same ones; or go '
-                         f'on from its weights in another folder: --init {path.parent.parent} --out ANOTHER')
+        way_on = (f'go on from its weights in another folder: --init {path.parent.parent} --out ANOTHER'
+                  if 'init' in now else 'choose another folder') # the reader starts from nothing alone
+        raise ValueError(f'{path} was made with other settings ({"; ".join(other)}). Resume with the same ones; or '
+                         f'{way_on}')
 
 # %% ../../nbs/engine/06_checkpoints.ipynb #43c24f23
 def checked(state: dict, trainer # of `latest`, whole tensors; as it was made, with the same settings

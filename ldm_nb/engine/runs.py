@@ -17,7 +17,7 @@ from .callbacks import ExplosionGuard, Log, Preview, SaveCheckpoints, find
 from .checkpoints import checkpoints
 from .distributed import Sharing, agreed
 from .feeding import Prefetched
-from .files import writable_folder
+from .files import unwritable, writable_folder
 from .presets import model_config
 from .seeds import micro_batches
 from ..training import Callback, Trainer
@@ -153,10 +153,12 @@ def take_lock(path: Path): # -> the open file
         try: ours = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         except FileNotFoundError: ours = False                              # removed at this moment by a run that ended
         if ours:
-            file.seek(0)
-            file.write(f'process {os.getpid()} on {platform.node()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
-            file.truncate()
-            file.flush()
+            try:
+                file.seek(0)
+                file.write(f'process {os.getpid()} on {platform.node()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}\n')
+                file.truncate()
+                file.flush()
+            except OSError as e: raise unwritable(path, e) from e
             return file
         file.close()
 
