@@ -80,9 +80,11 @@ def main(argv: list | None = None): # None: the command line
 
 def write_table(a: argparse.Namespace, rows: dict, argv: list, seconds: float, device):
     "The numbers and how they came about, as JSON; before they are printed, where a reader may be gone."
+    place = find_pretrained(a.model)
+    finished = (place/'model.safetensors').is_file() # else a run that may have gone on since
     said = dict(command=shlex.join(['ldm-evaluate', *argv]), **vars(a)) | dict(
-        out=str(a.out), weights=weights_hash(find_pretrained(a.model)), seconds=round(seconds, 1), device=str(device),
-        threads=torch.get_num_threads(), torch=torch.__version__, measures={k: asdict(m) for k, m in rows.items()})
+        out=str(a.out), weights=weights_hash(place) if finished else None, seconds=round(seconds, 1),
+        device=str(device), threads=torch.get_num_threads(), torch=torch.__version__, measures={k: asdict(m) for k, m in rows.items()})
     with atomic_path(a.out) as p: p.write_text(json.dumps(said, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
 # %% ../../nbs/cli/07_evaluate.ipynb #fe96a09a
