@@ -84,7 +84,8 @@ def write_table(a: argparse.Namespace, rows: dict, argv: list, seconds: float, d
     finished = (place/'model.safetensors').is_file() # else a run that may have gone on since
     said = dict(command=shlex.join(['ldm-evaluate', *argv]), **vars(a)) | dict(
         out=str(a.out), weights=weights_hash(place) if finished else None, seconds=round(seconds, 1),
-        device=str(device), threads=torch.get_num_threads(), torch=torch.__version__, measures={k: asdict(m) for k, m in rows.items()})
+        device=str(device), threads=torch.get_num_threads(), torch=torch.__version__,
+        measures={k: asdict(m) for k, m in rows.items()})
     with atomic_path(a.out) as p: p.write_text(json.dumps(said, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
 # %% ../../nbs/cli/07_evaluate.ipynb #fe96a09a
