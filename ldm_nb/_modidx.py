@@ -330,6 +330,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                                                                 'ldm_nb/datasets/pictures.py'),
                                           'ldm_nb.datasets.pictures._foreign': ( 'datasets/pictures.html#_foreign',
                                                                                  'ldm_nb/datasets/pictures.py'),
+                                          'ldm_nb.datasets.pictures._is_text_link': ( 'datasets/pictures.html#_is_text_link',
+                                                                                      'ldm_nb/datasets/pictures.py'),
                                           'ldm_nb.datasets.pictures.decoder': ( 'datasets/pictures.html#decoder',
                                                                                 'ldm_nb/datasets/pictures.py'),
                                           'ldm_nb.datasets.pictures.fit': ('datasets/pictures.html#fit', 'ldm_nb/datasets/pictures.py'),

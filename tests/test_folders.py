@@ -38,10 +38,11 @@ def test_one_message_for_all_that_is_skipped(tmp_path):
     (tmp_path/'plot.eps').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n')
     (tmp_path/'clip.mpg').write_bytes(b'\0\0\1\xb3' + bytes(100))
     (tmp_path/'bomb.pgm').write_bytes(b'P5 60000 60000 255\n')
+    (tmp_path/'link').write_text('../' + tmp_path.name)
     said, ds = words_of(lambda: ImageFolder(tmp_path, 8))
     assert [p.name for p in ds.files] == ['a.png', 'b.png']
-    assert said.count('skipped') == 1 and 'skipped 4 file(s): 1 damaged (cut.png)' in said, said
-    assert '2 no picture (clip.mpg, plot.eps); 1 too large (bomb.pgm)' in said, said
+    assert said.count('skipped') == 1 and 'skipped 5 file(s): 1 damaged (cut.png)' in said, said
+    assert '1 link that became text (link); 2 no picture (clip.mpg, plot.eps); 1 too large (bomb.pgm)' in said, said
     said, data = words_of(lambda: load_images(str(tmp_path), 8, 10))
     assert data['image'].shape == (2, 3, 8, 8) and data['image'].dtype == torch.uint8 and said.count('skipped') == 1
 

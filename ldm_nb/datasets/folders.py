@@ -76,27 +76,33 @@ def decode_all(files: list[Path], size: int, n: int, # until n pictures were goo
         for d in more: d.stop()
     return good, skipped
 
-def prepare(folder: Path, files: list[Path], # of `list_files`, in the order in which they are wanted
-            size: int, n: int, quiet: bool = False # as in `decode_all`
+def prepare(folder: Path, files: list[Path], # of `list_files`
+            size: int, n: int | None = None, seed: int = 0, quiet: bool = False # as in `ImageFolder`
     ) -> tuple[torch.Tensor, list[Path], dict[Path, str]]: # (m, 3, size, size) uint8; as `decode_all` gives it
     "Decode a folder, or map what was decoded before. Raises `OSError` where the cache cannot be written."
     none = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    def decode(out):
+        foreign = {p: why for p in files if (why := not_a_picture(p))}
+        order = [p for p in files if p not in foreign]
+        if n is not None: order = [order[i] for i in torch.randperm(len(order), generator=generator(seed, 5))]
+        good, skipped = decode_all(order, size, len(order) if n is None else n, out, quiet)
+        return good, foreign | skipped
     stats = [(p.relative_to(folder).as_posix(), *_stat(p)) for p in files]
     if len(files) < SMALL[0] and sum(s[1] for s in stats) < SMALL[1]:
         memory = io.BytesIO()
-        good, skipped = decode_all(files, size, n, memory, quiet)
+        good, skipped = decode(memory)
         if not good: return none, good, skipped
         return torch.frombuffer(memory.getbuffer(), dtype=torch.uint8).view(-1, 3, size, size), good, skipped
     set_of = lambda about: hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    place = set_of([str(folder.resolve()), size, n, [s[0] for s in stats[:1]]]) # one file a place: the newest
-    key = set_of([stats, size, n, MAX_PIXELS, heic_reader()])
+    place = set_of([str(folder.resolve()), size, n, seed]) # one file a place: the newest
+    key = set_of([stats, size, n, seed, MAX_PIXELS, heic_reader()])
     pixels, index = (cache_folder()/f'folder-{place}-{key}.{suffix}' for suffix in ('pixels', 'json'))
     found = _read_index(pixels, index, folder, size)
     if not found:
         writable_folder(cache_folder(), CACHE_ELSEWHERE)
         sweep(cache_folder())
         with atomic_path(pixels) as tmp, open(tmp, 'wb') as out:
-            found = good, skipped = decode_all(files, size, n, out, quiet)
+            found = good, skipped = decode(out)
         rel = lambda p: p.relative_to(folder).as_posix()
         text = json.dumps(dict(good=[rel(p) for p in good], skipped={rel(p): why for p, why in skipped.items()}))
         with atomic_path(index) as tmp: tmp.write_text(text, encoding='utf-8')
@@ -136,11 +142,7 @@ class ImageFolder:
         found = list_files(self.path)
         tables = [p for p in found if p.name in TABLES]
         found = [p for p in found if p.name not in TABLES]
-        foreign = {p: why for p in found if (why := not_a_picture(p))}
-        files = [p for p in found if p not in foreign]
-        if n is not None: files = [files[i] for i in torch.randperm(len(files), generator=generator(seed, 5))]
-        self.images, self.files, skipped = prepare(self.path, files, size, n or len(files), quiet)
-        self.skipped = foreign | skipped # file -> reason
+        self.images, self.files, self.skipped = prepare(self.path, found, size, n, seed, quiet) # of these: the reason
         why = count_skipped(self.skipped)
         if why: warnings.warn(f'{self.path}: skipped {len(self.skipped)} file(s): {why}', stacklevel=2)
         if not self.files:
@@ -152,7 +154,7 @@ class ImageFolder:
             words += '; '*bool(words) + (f'{len(bare)} of {len(self.files)} pictures have no row, '
                                          f'e.g. {bare[0].relative_to(self.path).as_posix()}')
         if words: warnings.warn(f'captions of {self.path}: {words}', stacklevel=2)
-        self.classes = sorted({c for p in files if (c := self.class_of(p))})
+        self.classes = sorted({c for p in found if p not in self.skipped and (c := self.class_of(p))})
 
     def class_of(self, p: Path) -> str | None: # the folder it is in, directly below the root
         first, *more = p.relative_to(self.path).parts

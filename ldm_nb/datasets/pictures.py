@@ -92,7 +92,11 @@ def not_a_picture(path: str | Path) -> str | None: # the reason; None: its first
     except OSError: return 'not readable'
     if start.startswith(STARTS) or start[:4] == b'RIFF' and start[8:] == b'WEBP': return None
     if start[4:8] == b'ftyp' and start[8:] in (*HEIC, b'avif', b'avis'): return None
-    return 'no picture' if start else 'empty'
+    return 'empty' if not start else 'link that became text' if _is_text_link(Path(path)) else 'no picture'
+
+def _is_text_link(path: Path) -> bool: # what is left of a link in an archive, or on a disk, that has none
+    try: return path.stat().st_size < 256 and (path.parent/path.read_text(encoding='utf-8')).exists()
+    except (OSError, ValueError): return False
 
 def heic_reader() -> bool: # whether photographs of iPhones can be read
     "Say whether pillow-heif is installed."
