@@ -74,6 +74,7 @@ quick: check
 
 # one thread a worker: two workers on two cores then do not fight over them
 test: check
+	@$(BIN)/python .ci/nbdev3.py
 	@echo 'Running every notebook, $(WORKERS) at a time ...'
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	@echo 'Running the tests in tests/ ...'

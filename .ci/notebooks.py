@@ -3,7 +3,6 @@ re-executes, cleans and exports them all, or those named (`story/06_unet`, or `0
 and keeps how long each took in data/results/chapter-times.json."""
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ NBS = ROOT/'nbs'
 def nbdev(module: str, function: str, folder: Path): # call one of nbdev's functions on the project in `folder`
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} # with it nbdev exports nothing
     code = f'from nbdev.{module} import {function}; {function}()'
-    r = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, text=True)
+    r = subprocess.run([sys.executable, '-c', code], cwd=folder, env=env, capture_output=True, encoding='utf-8')
     if r.returncode or 'Failed' in r.stderr: sys.exit(f'{function} failed in {folder}:\n{r.stdout}{r.stderr}')
 
 
@@ -58,6 +57,7 @@ def check() -> list[str]: # all that is wrong; empty when nothing is
 
 
 def processor() -> float: # seconds that the processors have spent on processes started here and ended since
+    import resource # Windows has none
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return spent.ru_utime + spent.ru_stime
 
@@ -65,11 +65,11 @@ def processor() -> float: # seconds that the processors have spent on processes 
 def keep_time(name: str, seconds: float, spent: float): # of a whole run: by the clock, and by the processors
     path = ROOT/'data/results/chapter-times.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.is_file() else {}
+    kept = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else {}
     kept[name] = dict(seconds=round(seconds), processor_seconds=round(spent), processors=os.cpu_count(),
                       busy=round(os.getloadavg()[1], 1))
     order = [address(p, NBS) for p in notebooks(NBS)] # times of notebooks that are gone go with them
-    path.write_text(json.dumps({k: kept[k] for k in order if k in kept}, indent=1) + '\n')
+    path.write_text(json.dumps({k: kept[k] for k in order if k in kept}, indent=1) + '\n', encoding='utf-8')
 
 
 def find(name: str) -> Path: # by its address, or by its stem where that is in one folder alone

@@ -20,7 +20,7 @@ NEVER = ('browser',) # minutes, and a browser
 
 
 def git(*words) -> list[str]: # lines of what it says; none where there is no repository
-    r = subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True)
+    r = subprocess.run(['git', *words], cwd=ROOT, capture_output=True, text=True, encoding='utf-8')
     return r.stdout.splitlines() if r.returncode == 0 else []
 
 
@@ -55,7 +55,7 @@ def run(test: Path, began: float) -> str | None: # 'passed' or what pytest said;
     words = [sys.executable, '-m', 'pytest', '-q', str(test)]
     env = os.environ | dict(OMP_NUM_THREADS='1')
     p = subprocess.Popen(words, cwd=ROOT, env=env, text=True, start_new_session=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
     try: said, _ = p.communicate(timeout=began + STOP - time.time())
     except subprocess.TimeoutExpired:
         os.killpg(p.pid, signal.SIGKILL) # with what it started

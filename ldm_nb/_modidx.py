@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                      'ldm_nb.engine.files.on_hub': ('engine/files.html#on_hub', 'ldm_nb/engine/files.py'),
                                      'ldm_nb.engine.files.open_model': ('engine/files.html#open_model', 'ldm_nb/engine/files.py'),
                                      'ldm_nb.engine.files.plain': ('engine/files.html#plain', 'ldm_nb/engine/files.py'),
+                                     'ldm_nb.engine.files.put': ('engine/files.html#put', 'ldm_nb/engine/files.py'),
                                      'ldm_nb.engine.files.read_average': ('engine/files.html#read_average', 'ldm_nb/engine/files.py'),
                                      'ldm_nb.engine.files.read_config': ('engine/files.html#read_config', 'ldm_nb/engine/files.py'),
                                      'ldm_nb.engine.files.read_json': ('engine/files.html#read_json', 'ldm_nb/engine/files.py'),

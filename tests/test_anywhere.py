@@ -1,4 +1,5 @@
 "A notebook works from any working directory: it finds data and scripts by where the package is."
+import ast
 import json
 import os
 
@@ -43,3 +44,20 @@ def test_data_named_by_the_environment(tmp_path, monkeypatch): # $LDM_NB_DATA co
     assert data_path('results', 'mine.json') == tmp_path/'results/mine.json'
     assert data_path('results', 'kills.json') == ROOT/'data/results/kills.json'
     with pytest.raises(FileNotFoundError, match='no results/none.json in .*'): data_path('results', 'none.json')
+
+
+def without_encoding(path): # lines where a text file is opened in whatever encoding the system has
+    for n in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(n, ast.Call) or {'encoding', None} & (keys := {k.arg for k in n.keywords}): continue
+        name = n.func.attr if isinstance(n.func, ast.Attribute) else None
+        bare = isinstance(n.func, ast.Name) and n.func.id == 'open'
+        mode = n.args[1] if len(n.args) > 1 else next((k.value for k in n.keywords if k.arg == 'mode'), None)
+        text = mode is None or isinstance(mode, ast.Constant) and 'b' not in str(mode.value)
+        process = 'text' in keys and name in ('run', 'Popen')
+        if name in ('read_text', 'write_text') or bare and text or process: yield n.lineno
+
+
+def test_text_is_utf8_on_every_system():
+    # on Windows it would be cp1252 otherwise
+    files = [*(ROOT/'ldm_nb').rglob('*.py'), *(ROOT/'.ci').glob('*.py'), ROOT/'setup.py']
+    assert len(files) > 50 and [f'{p.name}:{k}' for p in files for k in without_encoding(p)] == []

@@ -376,3 +376,18 @@ def test_run_keeps_outputs(tree):
                        ('00_images', 'may be any of engine/00_images, datasets/00_images')):
         r = script(tree, 'notebooks', 'run', name)
         assert r.returncode and says in r.stderr, r.stderr
+
+
+def test_another_nbdev_that_exports_something_else_is_noticed(root, tmp_path):
+    sys.path.insert(0, str(root/'.ci'))
+    try: from nbdev3 import compare
+    finally: sys.path.pop(0)
+    new, old = (shutil.copytree(root/'ldm_nb/fast', tmp_path/k) for k in ('new', 'old'))
+    for p in (new, old): shutil.copy(root/'ldm_nb/_modidx.py', p)
+    assert compare(new, old) == []
+    with open(new/'tiles.py', 'a', encoding='utf-8') as f: f.write('# another line')
+    (new/'graphs.py').unlink()
+    index = (new/'_modidx.py').read_text(encoding='utf-8')
+    (new/'_modidx.py').write_text(index.replace("'ldm_nb.fast.tiles.", "'ldm_nb.fast.tile.", 1), encoding='utf-8')
+    wrong = ['graphs.py: only here', 'tiles.py: other code', '_modidx.py: other names in ldm_nb.fast.tiles']
+    assert compare(new, old) == wrong

@@ -53,7 +53,8 @@ def demo(out: str | Path = 'demo.png', # the image to write
                    f'--seed {seed} --table {table}')
         how = dict(command=command, seconds=round(seconds, 1), device=ldm.device.type, threads=torch.get_num_threads(),
                    torch=torch.__version__)
-        with atomic_path(table) as p: p.write_text(json.dumps(how | dict(accuracy=score), indent=1) + '\n')
+        text = json.dumps(how | dict(accuracy=score), indent=1) + '\n'
+        with atomic_path(table) as p: p.write_text(text, encoding='utf-8')
     print('found by the reader of what the captions asked for: ' +
           ', '.join(f'{k} {v:.0%} of {m}' for k, (v, m) in score.items()))
 

@@ -46,7 +46,7 @@ class Clock:
 
     def note(self, what: str, **numbers) -> dict: # what has just ended
         row = dict(what=what, seconds=round(time.perf_counter() - self.start, 1)) | numbers
-        with open(self.path, 'a') as f: f.write(json.dumps(row) + '\n')
+        with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
         seen = ', '.join(f'{k} {v:.0%}' for k, v in numbers.items() if k in ('all', *GOAL))
         if not self.quiet: print(f'{row["seconds"]:7.0f} s  {what}  {seen}', flush=True)
         return row
@@ -98,7 +98,7 @@ def report(out: Path, about: dict, accuracy: dict, rows: list) -> dict:
                           minutes=round(rows[-1]['seconds']/60, 2),
                           reached=all(accuracy.get(k, 0) >= v for k, v in GOAL.items()), accuracy=accuracy, goal=GOAL,
                           clock=rows, settings=s)
-    with atomic_path(out/'speedrun.json') as p: p.write_text(json.dumps(result, indent=1) + '\n')
+    with atomic_path(out/'speedrun.json') as p: p.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     return result
 
 # %% ../../nbs/cli/06_speedrun.ipynb #ebc31ceb

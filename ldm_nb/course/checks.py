@@ -968,7 +968,7 @@ def try_answer(name: str, # of a check in this module
                source: str # code of the learner's cell, which defines my_NAME
     ) -> str: # 'passed', 'not written yet', or a hint
     "Check the source of an answer."
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+    with open(os.devnull, 'w', encoding='utf-8') as nowhere, contextlib.redirect_stdout(nowhere):
         space = {'__name__': 'answer'}
         try:
             for code, label in ((setup, '<imports>'), (source, '<answer>')):

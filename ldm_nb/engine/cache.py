@@ -295,7 +295,7 @@ def fill(ae, images, about: dict, # from `describe`
             bar.update(sizes[k])
     text = json.dumps(about | dict(bytes=[p.stat().st_size for p in paths]), indent=1) + '\n'
     if todo or not (folder/'index.json').is_file() or (folder/'index.json').read_bytes() != text.encode():
-        with atomic_path(folder/'index.json') as p: p.write_text(text)
+        with atomic_path(folder/'index.json') as p: p.write_text(text, encoding='utf-8')
     return LatentCache(folder, about['ae'])
 
 # %% ../../nbs/engine/10_cache.ipynb #9b439135

@@ -88,7 +88,8 @@ class SaveCheckpoints(Callback):
         if not trainer.accelerator.is_main_process: return
         for folder in (self.out, self.out/'checkpoints'): sweep(folder)
         if self.about is None: return
-        with atomic_path(self.out/'run.json') as p: p.write_text(json.dumps(self.about | dict(format=FORMAT), indent=1))
+        text = json.dumps(self.about | dict(format=FORMAT), indent=1)
+        with atomic_path(self.out/'run.json') as p: p.write_text(text, encoding='utf-8')
 
     def after_step(self, trainer, loss):
         if self.due(trainer): self.save(trainer)
@@ -207,7 +208,8 @@ class Log(Callback):
         "Read what is there; cut off what the run will do again, and half a line."
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         self.rows = [row for row in map(read_row, lines) if row and row['step'] <= step]
-        with atomic_path(self.path) as p: p.write_text(''.join(json.dumps(row) + '\n' for row in self.rows))
+        text = ''.join(json.dumps(row) + '\n' for row in self.rows)
+        with atomic_path(self.path) as p: p.write_text(text, encoding='utf-8')
 
     def after_step(self, trainer, loss):
         self.row, step = None, trainer.steps_done
@@ -218,7 +220,7 @@ class Log(Callback):
         self.rows.append(self.row)
         self.saver.check_folder()
         try:
-            with open(self.path, 'a') as f: f.write(json.dumps(self.row) + '\n')
+            with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(self.row) + '\n')
         except OSError as e: raise unwritable(self.path, e) from e
         trainer.accelerator.log(numbers, step=step)
 

@@ -6,7 +6,7 @@
 __all__ = ['MicroBatches', 'ignore_signals', 'feed', 'kill_all', 'Prefetched']
 
 # %% ../../nbs/engine/04_feeding.ipynb #07a83999
-import signal, warnings
+import signal, sys, warnings
 from multiprocessing.util import Finalize
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
@@ -40,8 +40,8 @@ def feed(batch, # as in `Trainer`
     ): # iterator over batches
     "Batches in order, prepared ahead."
     items = range(start*len(micro_batches), steps*len(micro_batches))
-    if workers and 'fork' not in mp.get_all_start_methods():
-        warnings.warn('no fork on this system: batches are prepared where they are used')
+    if workers and ('fork' not in mp.get_all_start_methods() or sys.platform == 'darwin'): # there, not after torch ran
+        warnings.warn('no safe fork on this system: batches are prepared where they are used')
         workers = 0
     how = dict(num_workers=workers, prefetch_factor=4, multiprocessing_context='fork',
                worker_init_fn=ignore_signals) if workers else {}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WRITTEN', 'NO_ROOM', 'TEMPORARY', 'STARTS', 'CACHE_ELSEWHERE', 'HUB_SECONDS', 'KINDS', 'LARGEST', 'temporary',
-           'atomic_path', 'unwritable', 'remove', 'abandoned', 'sweep', 'end_with_parent', 'digest', 'save_model',
-           'writable_folder', 'what_is', 'unreadable', 'read_text', 'finite', 'read_json', 'read_tensors',
+           'atomic_path', 'put', 'unwritable', 'remove', 'abandoned', 'sweep', 'end_with_parent', 'digest',
+           'save_model', 'writable_folder', 'what_is', 'unreadable', 'read_text', 'finite', 'read_json', 'read_tensors',
            'read_metadata', 'read_torch', 'load_model', 'read_config', 'all_finite', 'as_float', 'run_of', 'step_files',
            'load_run', 'read_average', 'foreign', 'check_fit', 'load_into', 'data_folders', 'data_path', 'cache_folder',
            'may_write', 'has_model', 'shipped_names', 'find_shipped', 'find_first_stage', 'plain', 'find_pretrained',
@@ -14,7 +14,7 @@ __all__ = ['WRITTEN', 'NO_ROOM', 'TEMPORARY', 'STARTS', 'CACHE_ELSEWHERE', 'HUB_
 
 # %% ../../nbs/engine/00_files.ipynb #10cb93ee
 import errno, hashlib, itertools, json, math, multiprocessing, os, pickle, platform, re
-import tempfile, threading, time, warnings
+import sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import psutil, torch
@@ -43,12 +43,20 @@ def atomic_path(path: str | Path # where the finished file shall be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield tmp
-        os.replace(tmp, path)
+        put(tmp, path)
     except (OSError, SafetensorError) as e:
         if isinstance(e, SafetensorError) or e.errno in NO_ROOM or e.filename and Path(e.filename) in (tmp, path):
             raise unwritable(path, e) from e
         raise                                                               # of another file
     finally: remove(tmp)
+
+def put(tmp: Path, path: Path): # the finished file in place of the old one
+    "Rename. Windows refuses that while another process, often a virus scanner, has the old file open: then wait a bit."
+    for seconds in (.05, .1, .2, .4, .8, 0):
+        try: return os.replace(tmp, path)
+        except PermissionError:
+            if sys.platform != 'win32' or not seconds: raise
+            time.sleep(seconds)
 
 NO_ROOM = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'a quota is used up', errno.EFBIG: 'it grew too large',
            errno.EIO: 'the disk reports an error'}

@@ -117,11 +117,11 @@ def built(code: str # C++
     cxx = os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++')
     if not cxx: raise OSError('no C++ compiler: install g++ or clang++, or name one in CXX')
     with tempfile.TemporaryDirectory() as tmp:
-        (Path(tmp)/'code.cpp').write_text(code)
+        (Path(tmp)/'code.cpp').write_text(code, encoding='utf-8')
         call = [cxx, '-std=c++17', '-O3', '-fno-signed-zeros', '-shared', '-fPIC', '-o',
                 f'{tmp}/code.so', f'{tmp}/code.cpp']
         for more in (['-march=native', '-fopenmp'], ['-march=native'], []):     # not every compiler knows them
-            done = subprocess.run([*call, *more], capture_output=True, text=True)
+            done = subprocess.run([*call, *more], capture_output=True, text=True, encoding='utf-8')
             if not done.returncode: return ctypes.CDLL(f'{tmp}/code.so')
     raise OSError(f'{cxx} could not compile this: {done.stderr[-400:]}')
 

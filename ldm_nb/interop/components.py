@@ -45,5 +45,5 @@ def save_component(net: Autoencoder | UNet,
     folder = writable_folder(folder)
     with atomic_path(folder/'diffusion_pytorch_model.safetensors') as p:
         save_file(tensors, p, metadata=dict(format='pt'))
-    with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
+    with atomic_path(folder/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
     return folder

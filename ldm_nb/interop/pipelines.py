@@ -158,7 +158,7 @@ def local_folder(name: str | Path, variant: str | None = None) -> Path: # of a m
 def dump(what: dict, path: Path): # whose folder is made if it is not there
     "Write JSON."
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as p: p.write_text(json.dumps(what, indent=1) + '\n')
+    with atomic_path(path) as p: p.write_text(json.dumps(what, indent=1) + '\n', encoding='utf-8')
 
 def save_captions(e: TextEmbedder | FrozenText, folder: Path) -> dict: # entries of model_index.json
     "Text encoder and tokenizer."
@@ -178,7 +178,7 @@ def save_captions(e: TextEmbedder | FrozenText, folder: Path) -> dict: # entries
                                                         'to_logits.bias': torch.zeros(len(e.vocab))})
     with atomic_path(folder/'bert'/'model.safetensors') as p: save_file(tensors, p, metadata=dict(format='pt'))
     (folder/'tokenizer').mkdir(exist_ok=True)
-    (folder/'tokenizer'/'vocab.txt').write_text('\n'.join(e.vocab) + '\n')
+    (folder/'tokenizer'/'vocab.txt').write_text('\n'.join(e.vocab) + '\n', encoding='utf-8')
     BertTokenizer(str(folder/'tokenizer'/'vocab.txt'), model_max_length=77).save_pretrained(folder/'tokenizer')
     return dict(bert=['latent_diffusion', 'LDMBertModel'], tokenizer=['transformers', 'BertTokenizer'])
 

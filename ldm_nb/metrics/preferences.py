@@ -29,12 +29,12 @@ def preference_pairs(a: torch.Tensor, b: torch.Tensor, # (n, 3, h, w) each: two 
 def keep_answer(path: str | Path, number: int, side: str): # JSON lines; place in the list of pairs; 'left' or 'right'
     "Add one answer to a file."
     if side not in ('left', 'right'): raise ValueError(f'answer {side!r}: expected left or right')
-    with open(path, 'a') as f: f.write(json.dumps([number, side]) + '\n')
+    with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps([number, side]) + '\n')
 
 def kept_answers(path: str | Path) -> list: # of (number, side)
     "Read the answers back. Raises `ValueError` naming a line that is no answer."
     out = []
-    for k, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for k, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
         try:
             number, side = json.loads(line)
             out.append((int(number), str(side)))
