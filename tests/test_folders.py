@@ -3,12 +3,15 @@ import errno
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ldm_nb.cli.recipes import word_rows
+from ldm_nb.cli.sample import sample_arguments, sample_parser
 from ldm_nb.data import ImageFolder, show_images
 from ldm_nb.datasets import folders, sources
 from ldm_nb.datasets.sources import load_images
@@ -125,6 +128,9 @@ def test_prepared_once(tmp_path, monkeypatch):
     assert len(load()['image']) == 21
 
 
+def blank(n, size, *_): return [dict(image=torch.zeros(3, size, size))]*n # in place of the photographs
+
+
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv('LDM_NB_CACHE', str(tmp_path/'cache'))
     monkeypatch.setattr(folders, 'SMALL', (1, 0))
@@ -135,12 +141,13 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
         with pytest.raises(OSError, match='cannot write .*disk is full.*LDM_NB_CACHE'):
             load_images(str(tmp_path/'set'), 8, 10)
     monkeypatch.setattr(sources, 'save_file', full)
-    monkeypatch.setattr(sources, 'Photographs', lambda n, size, *_: [dict(image=torch.zeros(3, size, size))]*n)
+    monkeypatch.setattr(sources, 'Photographs', blank)
     with pytest.raises(OSError, match='cannot write .*disk is full.*LDM_NB_CACHE'): load_images('photos', 2, 1000)
     assert not list((tmp_path/'cache').glob('*.safetensors')) and not list((tmp_path/'cache').glob('*.pixels'))
 
 
 def test_photos_or_the_folder_photos(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'Photographs', blank)
     monkeypatch.chdir(put(tmp_path, 'photos/0.png', 'photos/1.png'))
     said, data = words_of(lambda: load_images('photos', 8, 4))
     assert len(data['image']) == 4 and 'for the folder beside you say ./photos' in said
@@ -164,6 +171,8 @@ def test_classes_by_name(tmp_path, ae):
     assert [said[k] for k in training_rows(e, two, ae)(i, None)] == two['class']
     assert e.prompts('dog') == [1] and e.prompts(['2', 'cat']) == [2, 0]
     with pytest.raises(ValueError, match='class fox: this model knows cat, dog, emu'): e.prompts('fox')
+    asked = sample_arguments(SimpleNamespace(embedder=e), sample_parser().parse_args(['dog', '2']))['y'] # `ldm-sample dog 2`
+    assert e.prompts(asked) == [1, 2]
     with pytest.raises(ValueError, match='class cat: this model knows'):
         prompts_like(make_embedder('class', two, ae, dim=4), three, torch.arange(3))
     old = ClassEmbedder(3, 4) # of a config without names
@@ -171,6 +180,19 @@ def test_classes_by_name(tmp_path, ae):
     put(tmp_path/'two', 'beside.png')
     said, mixed = words_of(lambda: load_images(str(tmp_path/'two'), 8, 10))
     assert '1 picture(s) lie beside the class folders' in said and 'label' not in mixed
+
+
+def test_weights_of_other_classes_and_words():
+    "`--init` takes the row of a class, or of a word, to where that class or word stands now; the others stay new."
+    for kind, key, words in ((ClassEmbedder, 'table.weight', 'names'), (TextEmbedder, 'token.weight', 'vocab')):
+        if words == 'names': old, new = (kind(len(n), 4, names=n) for n in (['cat', 'dog', 'emu'], ['dog', 'emu', 'fox']))
+        else: old, new = (kind(train_tokenizer([c]), dim=4, depth=1, heads=1) for c in ('red house', 'a red tree'))
+        have, want = ({f'embedder.{k}': v for k, v in e.state_dict().items()} for e in (old, new))
+        rows = word_rows(new.config, old.config, have, want)[f'embedder.{key}']
+        for k, w in enumerate(new.config[words]):
+            place = old.config[words].index(w) if w in old.config[words] else None
+            assert torch.equal(rows[k], want[f'embedder.{key}'][k] if place is None else have[f'embedder.{key}'][place])
+        assert not word_rows(old.config, old.config, have, have) # the same words: as they lie
 
 
 def test_captions_as_people_write_them(ae):
