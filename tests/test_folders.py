@@ -171,8 +171,8 @@ def test_classes_by_name(tmp_path, ae):
     assert [said[k] for k in training_rows(e, two, ae)(i, None)] == two['class']
     assert e.prompts('dog') == [1] and e.prompts(['2', 'cat']) == [2, 0]
     with pytest.raises(ValueError, match='class fox: this model knows cat, dog, emu'): e.prompts('fox')
-    asked = sample_arguments(SimpleNamespace(embedder=e), sample_parser().parse_args(['dog', '2']))['y'] # `ldm-sample dog 2`
-    assert e.prompts(asked) == [1, 2]
+    asked = sample_arguments(SimpleNamespace(embedder=e), sample_parser().parse_args(['dog', '2'])) # `ldm-sample dog 2`
+    assert e.prompts(asked['y']) == [1, 2]
     with pytest.raises(ValueError, match='class cat: this model knows'):
         prompts_like(make_embedder('class', two, ae, dim=4), three, torch.arange(3))
     old = ClassEmbedder(3, 4) # of a config without names
@@ -185,7 +185,8 @@ def test_classes_by_name(tmp_path, ae):
 def test_weights_of_other_classes_and_words():
     "`--init` takes the row of a class, or of a word, to where that class or word stands now; the others stay new."
     for kind, key, words in ((ClassEmbedder, 'table.weight', 'names'), (TextEmbedder, 'token.weight', 'vocab')):
-        if words == 'names': old, new = (kind(len(n), 4, names=n) for n in (['cat', 'dog', 'emu'], ['dog', 'emu', 'fox']))
+        classes = ['cat', 'dog', 'emu'], ['dog', 'emu', 'fox']
+        if words == 'names': old, new = (kind(len(n), 4, names=n) for n in classes)
         else: old, new = (kind(train_tokenizer([c]), dim=4, depth=1, heads=1) for c in ('red house', 'a red tree'))
         have, want = ({f'embedder.{k}': v for k, v in e.state_dict().items()} for e in (old, new))
         rows = word_rows(new.config, old.config, have, want)[f'embedder.{key}']
