@@ -15,6 +15,8 @@ from ldm_nb.cli.sample import sample_arguments, sample_parser
 from ldm_nb.data import ImageFolder, show_images
 from ldm_nb.datasets import folders, sources
 from ldm_nb.datasets.sources import load_images
+from ldm_nb.engine.checkpoints import check_settings
+from ldm_nb.engine.presets import model_config
 from ldm_nb.embedders import ClassEmbedder, TextEmbedder
 from ldm_nb.paper.conditions import fit_captions, make_embedder, prompts_like, training_rows
 from ldm_nb.text import Tokenizer, train_tokenizer
@@ -175,6 +177,9 @@ def test_classes_by_name(tmp_path, ae):
     assert e.prompts(asked['y']) == [1, 2]
     with pytest.raises(ValueError, match='class cat: this model knows'):
         prompts_like(make_embedder('class', two, ae, dim=4), three, torch.arange(3))
+    then, now = (dict(model=model_config(torch.nn.ModuleDict(dict(embedder=make_embedder('class', d, ae, dim=4)))))
+                 for d in (three, three | {'class': [c.replace('cat', 'zebra') for c in three['class']]}))
+    with pytest.raises(ValueError, match="names.*cat.*then.*zebra.*now"): check_settings(then, now, tmp_path)
     old = ClassEmbedder(3, 4) # of a config without names
     assert 'asked by number' in words_of(lambda: prompts_like(old, three, i))[0] and 'names' not in old.config
     put(tmp_path/'two', 'beside.png')
