@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from ..engine.files import (
-    load_into, read_json, read_tensors, read_text, read_torch, unreadable)
+    check_fit, read_json, read_tensors, read_text, read_torch, unreadable)
 
 # %% ../../nbs/interop/00_weights.ipynb #26b78fc8
 class Inert:
@@ -211,10 +211,10 @@ def adopt(net: nn.Module, # on the CPU, or on the meta device
     theirs = theirs if isinstance(theirs, Weights) else Weights(dict(theirs))
     with built_from(what):
         out = {ours: e.read(*(theirs[n] for n in e.names)).contiguous() for ours, e in table.items()}
-        for k, v in net.state_dict().items():
-            if v.is_floating_point() != out[k].is_floating_point():
-                raise ValueError(f'{what}: {k!r} is of {out[k].dtype}, expected {v.dtype}')
-        return load_into(net, out, what).eval()
+        want = net.state_dict()
+        check_fit(want, out, what, '')
+        net.load_state_dict(out, assign=any(v.is_meta for v in want.values()))
+    return net.eval()
 
 def give(net: nn.Module, # ours
          table: dict # each name of `net.state_dict()` -> Entry
