@@ -78,6 +78,7 @@ class InpaintEmbedder(Condition):
         try: masks = torch.stack([torch.as_tensor(m).float() for m in masks])
         except (TypeError, ValueError, RuntimeError) as e:
             raise ValueError(f'{str(y["mask"])[:60]} is no mask: expected (1, h, w) of 0 (keep) and 1 (fill)') from e
+        if masks.ndim < 2 or not masks.numel(): raise ValueError(f'a mask of {tuple(masks.shape)}: expected (1, h, w)')
         masks = masks.reshape(-1, *masks.shape[-2:])
         if len(masks) not in (1, len(images)):
             raise ValueError(f'{len(images)} picture(s) and {len(masks)} masks: expected one mask, or one for each')
