@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+import ldm_nb
 from .caption_files import TABLES, captions_of
 from .images import fit, to_float, to_rgb
 from .pictures import FORMATS, MAX_PIXELS, Decoder, PictureError, decoder, heic_reader, not_a_picture
@@ -95,7 +96,7 @@ def prepare(folder: Path, files: list[Path], # of `list_files`
         return torch.frombuffer(memory.getbuffer(), dtype=torch.uint8).view(-1, 3, size, size), good, skipped
     set_of = lambda about: hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
     place = set_of([str(folder.resolve()), size, n, seed]) # one file a place: the newest
-    key = set_of([stats, size, n, seed, MAX_PIXELS, heic_reader()])
+    key = set_of([stats, size, n, seed, MAX_PIXELS, heic_reader(), ldm_nb.__version__])
     pixels, index = (cache_folder()/f'folder-{place}-{key}.{suffix}' for suffix in ('pixels', 'json'))
     found = _read_index(pixels, index, folder, size)
     if not found:

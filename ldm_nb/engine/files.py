@@ -45,7 +45,8 @@ def atomic_path(path: str | Path # where the finished file shall be
         yield tmp
         put(tmp, path)
     except (OSError, SafetensorError) as e:
-        if isinstance(e, SafetensorError) or e.errno in NO_ROOM or e.filename and Path(e.filename) in (tmp, path, *path.parents):
+        ours = e.filename and Path(e.filename) in (tmp, path, *path.parents) if isinstance(e, OSError) else True
+        if ours or e.errno in NO_ROOM:
             raise unwritable(path, e) from e
         raise                                                               # of another file
     finally: remove(tmp)
