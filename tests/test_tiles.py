@@ -3,6 +3,7 @@ import pytest
 import torch
 from ldm_nb.autoencoder import Autoencoder
 from ldm_nb.core import LatentDiffusion
+from ldm_nb.engine.memory import bytes_to_sample
 from ldm_nb.fast.tiles import PatchedNetwork, sample_in_patches
 from ldm_nb.paper.images import ImageEmbedder
 from ldm_nb.unet import Cond, UNet
@@ -57,4 +58,5 @@ def test_a_model_enlarges_in_patches():
     hook.remove()
     assert set(seen) == {(16, 16)} and len(seen) == 2*4 and patched.shape == whole.shape == (1, 3, 96, 96)
     assert (patched - whole).abs().max() > 1e-3
+    assert bytes_to_sample(ldm, (3, 64, 64), decode=False) == bytes_to_sample(ldm, (3, 16, 16), decode=False)
     assert torch.equal(sample_in_patches(ldm, 32, 16).sample(image=small, steps=2), whole) # and not patches of patches

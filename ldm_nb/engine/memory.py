@@ -30,7 +30,9 @@ def bytes_to_sample(ldm, # a `LatentDiffusion`
     guided = ldm.embedder is not None and ldm.embedder.guidance != 1
     k = 2*n if guided else n
     def call(net):
-        return net(torch.zeros(k, *shape, dtype=ldm.dtype), torch.zeros(k), dummy_condition(net, k, shape, ldm.dtype))
+        patch = getattr(ldm.wrapper, 'side', max(shape)) # of a network that is asked in patches (fast/01_tiles)
+        seen = shape[0], *(min(s, patch) for s in shape[1:])
+        return net(torch.zeros(k, *seen, dtype=ldm.dtype), torch.zeros(k), dummy_condition(net, k, seen, ldm.dtype))
     with on_paper(ldm.net) as blank: sampling = peak_bytes(call, blank)
     if not decode: return sampling
     def pixels(ae): return ae.decode(torch.zeros(n, *shape, dtype=ldm.dtype)).float().clamp(-1, 1)
