@@ -1,4 +1,4 @@
-"What a name means, whatever lies in the working directory: a folder that a user names, the shipped model in the package."
+"What a name means, whatever lies in the working directory: a user names folders, the package its shipped models."
 import os, shutil
 import pytest, torch
 from ldm_nb.autoencoder import load_autoencoder
