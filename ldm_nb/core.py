@@ -208,6 +208,11 @@ def build_model(folder: Path, # named in errors
     else: ae = fit(partial(construct, Autoencoder), 'autoencoder')
     net = fit(build_network, 'net')
     embedder = fit(build_embedder, 'embedder', whole=names_model(config['embedder']))
+    for k in ('context_dim', 'vector_dim'): # what one makes, the other takes
+        made, taken = getattr(embedder, k, None), getattr(net, k)
+        if made != taken:
+            raise ValueError(f'{folder}/config.json: {k} is {made} of the embedder and {taken} '
+                             'of the network: they are not of one model')
     with describing(folder):
         check_sizes([config['size'], config['schedule'], config.get('sampling')])
         ldm = LatentDiffusion(ae, net, embedder, construct(Schedule, config['schedule']),

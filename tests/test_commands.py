@@ -14,6 +14,7 @@ import torch
 from conftest import command, refused, run
 from ldm_nb.cli.recipes import train_autoencoder, train_diffusion
 from ldm_nb.engine.checkpoints import checkpoints
+from ldm_nb.engine.files import read_metadata
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -162,14 +163,15 @@ def flags(given: dict) -> list: return [o for k, v in given.items() for o in (f'
 def spoilt(ldm, work): # model folders, each with its own fault
     made = {}
     for name in ('noconfig', 'truncated', 'foreign', 'shape'): made[name] = shutil.copytree(ldm, work/name)
-    (made['noconfig']/'config.json').unlink()
+    for f in ('config.json', 'run.json'): (made['noconfig']/f).unlink()
     f = made['truncated']/'model.safetensors'
     f.write_bytes(f.read_bytes()[:-100])
     save_file({'some.weight': torch.zeros(2)}, made['foreign']/'model.safetensors')
     w = load_file(ldm/'model.safetensors')
     key = next(k for k, v in w.items() if v.dim() == 4)
     w[key] = torch.zeros(1, 2, 3, 3)
-    save_file(w, made['shape']/'model.safetensors')
+    path = made['shape']/'model.safetensors'
+    save_file(w, path, metadata=read_metadata(path))
     made['file'] = work/'file'
     made['file'].write_text('a file, not a folder')
     made['empty'], made['rubbish'] = work/'empty', work/'rubbish'

@@ -144,10 +144,11 @@ def writable_file(path: Path,
         place = path.parent
         while make and not place.exists(): place = place.parent
         if not place.is_dir(): raise FileNotFoundError(2, f'there is no folder {place}')
-        probe = place/path.name
-        there = probe.exists()
-        if not there or place == path.parent: open(probe, 'ab').close()
-        if not there: probe.unlink()
+        there = os.path.lexists(path)
+        if not there: # not tried by writing: a process that is killed there would leave an empty file
+            try: os.lstat(place/path.name)                                  # a name that is too long
+            except FileNotFoundError: pass
+        if there and place == path.parent: open(path, 'ab').close()
         with tempfile.TemporaryFile(dir=place): pass                        # it is written beside, then renamed
     except OSError as e: raise OSError(f'cannot write {path}: {e.strerror}. {cure}') from e
     return path

@@ -503,8 +503,9 @@ def describing(folder: str | Path): # its config is used in here
     except (OSError, MemoryError): raise
     except Exception as e:
         if isinstance(e, ValueError) and str(e).startswith(str(folder)): raise                          # says it all
+        said = ' '.join(str(e).split())[:300]
         raise ValueError(f'{folder}/config.json describes no model that this version can build '
-                         f'({type(e).__name__}: {str(e)[:300]}). Copy it again from where it came.') from e
+                         f'({type(e).__name__}: {said}). Copy it again from where it came.') from e
 
 def build_fitting(make, # config -> module, or None
                   config, # of the module

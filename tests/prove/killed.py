@@ -182,12 +182,15 @@ def child(name: str, work: str, out: str, cache: str, log: str, mark: str, at: i
     import torch
     torch.set_num_threads(1)
     from ldm_nb.cli.common import guarded
+    from ldm_nb.engine.runs import StopRequest
     state = dict(n=0, pid=os.getpid())
     sys.addaudithook(count_files(state, (out, cache), at, sig))
     job = next(j for j in JOBS if j.name == name)
     Path(f'{log}.go').write_text('')
     code = 0
-    try: guarded(lambda argv: job.run(Path(work), Path(out)), [])
+    try:
+        guarded(lambda argv: job.run(Path(work), Path(out)), [])
+        code = 128 + StopRequest.last if StopRequest.last else 0                           # as ldm-train ends
     except SystemExit as e: code = e.code or 0
     except KeyboardInterrupt: code = 130
     Path(f'{log}.n').write_text(str(state['n']))
@@ -247,7 +250,7 @@ def wrong(job: Job, out: Path, cache: Path, r: dict, sig: str, hit: bool) -> lis
     if r['hung']: bad.append('hangs')
     if r['left']: bad.append(f'{r["left"]} process(es) stayed')
     if 'Traceback' in r['said']: bad.append('traceback: ' + r['said'][-400:])
-    if hit and sig != 'SIGKILL' and r['code'] not in (0, 128 + getattr(signal, sig), -getattr(signal, sig)):
+    if hit and sig != 'SIGKILL' and r['code'] not in (128 + getattr(signal, sig), -getattr(signal, sig)):
         bad.append(f'exit code {r["code"]} after {sig}: {r["said"][-300:]}')
     return bad + unreadable(out, cache)
 
@@ -305,7 +308,7 @@ def hits(ctx, job: Job, work: Path, n: int, seed: int, say=print, keep=lambda ro
         at = rng.randint(1, max(2, whole['n']//3)) if by_file else None
         after = None if by_file else rng.random()*max(.05, whole['seconds']/3)
         r = runner.go(out, cache, at, getattr(signal, sig), after)
-        ended = r['code'] == 0 and complete(job, out, r)
+        ended = r['code'] == 0
         row = dict(job=job.name, seed=seed, signal=sig, at=at, after=after and round(after, 3), code=r['code'],
                    seconds=r['seconds'], ended=ended, wrong=wrong(job, out, cache, r, sig, not ended))
         if model_before:
@@ -335,13 +338,10 @@ def whole_of(runner: Runner) -> dict:
         shutil.copytree(cache, runner.place/'warm')
     return dict(result=runner.job.result(out, cache), n=r['n'], seconds=r['seconds'])
 
-def complete(job: Job, out: Path, r: dict) -> bool: # a training that was stopped may end with 0, too
-    return 'stopped at step' not in r['said']
-
 def finish(runner: Runner, out: Path, cache: Path) -> dict:
     for _ in range(3):
         r = runner.go(out, cache)
-        if r['code'] == 0 and complete(runner.job, out, r): return r
+        if r['code'] == 0: return r
     return r
 
 def end(job: Job, out: Path, cache: Path, r: dict, whole: dict) -> list[str]:
