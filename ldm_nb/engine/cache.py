@@ -285,7 +285,6 @@ def fill(ae, images, about: dict, # from `describe`
     todo = [k for k, p in enumerate(paths) if not is_whole(p, about)]
     if todo:
         writable_folder(folder, CACHE_ELSEWHERE)
-        sweep(folder)
         ae.to(device)
     sizes = [min(about['shard'], about['n'] - k*about['shard']) for k in range(len(paths))]
     with tqdm(total=about['n'], initial=about['n'] - sum(sizes[k] for k in todo), desc='encoding',
@@ -295,6 +294,7 @@ def fill(ae, images, about: dict, # from `describe`
             bar.update(sizes[k])
     text = json.dumps(about | dict(bytes=[p.stat().st_size for p in paths]), indent=1) + '\n'
     if todo or not (folder/'index.json').is_file() or (folder/'index.json').read_bytes() != text.encode():
+        sweep(folder)
         with atomic_path(folder/'index.json') as p: p.write_text(text, encoding='utf-8')
     return LatentCache(folder, about['ae'])
 
