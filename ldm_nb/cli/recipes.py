@@ -151,7 +151,8 @@ def first_stage(s: dict, # as `resolve_config` gives it
 def start_from(model: nn.Module, name: str): # a shipped model, or a folder
     "Copy the weights that fit, all but the latent scale; say which do not. Raises `ValueError` if none does."
     (config, have), want = load_model(find_pretrained(name)), model.state_dict()
-    if 'embedder' in model: have = have | word_rows(model['embedder'].config, config.get('embedder') or {}, have, want)
+    e = getattr(model, 'embedder', None) # a first stage has none
+    if e is not None: have = have | word_rows(e.config, config.get('embedder') or {}, have, want)
     fit = {k: v for k, v in have.items() if k in want and v.shape == want[k].shape and not k.startswith('latent_')}
     if not fit: raise ValueError(f'--init {name}: none of its weights fits this model')
     model.load_state_dict(fit, strict=False)
