@@ -1103,6 +1103,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                     'ldm_nb.lab.widgets.Job.steps': ('lab/widgets.html#job.steps', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.Job.wait': ('lab/widgets.html#job.wait', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.Job.work_through': ('lab/widgets.html#job.work_through', 'ldm_nb/lab/widgets.py'),
+                                    'ldm_nb.lab.widgets.close_all': ('lab/widgets.html#close_all', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.compression_explorer': ( 'lab/widgets.html#compression_explorer',
                                                                                  'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.compression_view': ('lab/widgets.html#compression_view', 'ldm_nb/lab/widgets.py'),
