@@ -48,7 +48,9 @@ def show_images(x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
     nrow, side = -(-len(x)//ncol), width/ncol
     pitch, head = side*(1.22 if captions else 1.), .3*bool(title)
     height = nrow*pitch + head
-    fig = fig or plt.figure(figsize=(width, height))
+    if fig is None:
+        fig = plt.figure(figsize=(width, height))
+        if plt.get_backend().lower() == 'agg': plt.close(fig) # nobody shows it: it ends with whoever holds it
     axs = fig.subplots(nrow, ncol, squeeze=False)
     for ax in axs.flat: ax.axis('off')
     for k, (ax, im) in enumerate(zip(axs.flat, to_uint8(x))):

@@ -18,7 +18,7 @@ from ..core import LatentDiffusion
 from ..datasets.images import to_bytes, to_float
 from ..diffusion import PREDICTION_TYPES, abar_at, q_sample, target, to_z0
 from ..engine.seeds import generator
-from ..layers import TimeMLP
+from ..layers import TimeMLP, evaluating
 from .reconstruction import mse_to_psnr
 from ..paper.conditions import needs_of, prompts_like
 from ..paper.images import InpaintEmbedder
@@ -368,13 +368,11 @@ def diagnose(ldm: LatentDiffusion, # that should draw, and does not
              seed: int = 0 # of the noise
     ) -> Report: # its `bugs` is empty for a healthy model
     "Look for the classic mistakes, from pixels to sampler, up to the first found. Raises `ValueError` for a bad batch."
-    p, out, was = Probe(ldm, batch, sampler, loss, average, seed), Report(), ldm.training
-    ldm.eval()
-    try:
+    p, out = Probe(ldm, batch, sampler, loss, average, seed), Report()
+    with evaluating(ldm):
         for check in CHECKS:
             if out.bugs:
                 out.append(Finding(check.__name__.removeprefix('check_').replace('_', ' '), None,
                                    'not looked at: first mend what was found'))
             else: out.append(check(p))
-    finally: ldm.train(was)
     return out
