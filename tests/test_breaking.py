@@ -16,7 +16,7 @@ def test_damaged_files_are_opened_or_refused_in_a_sentence(tmp_path):
 
 
 def test_a_signal_at_any_moment_changes_nothing(tmp_path):
-    jobs = ['with an adversary', 'cold cache', 'postcards', 'save over another', 'evaluation']
+    jobs = ['with an adversary', 'with workers', 'postcards', 'folder of pictures', 'save over another']
     rows = killed.all_hits(5, 1, tmp_path.resolve(), names=jobs)
     wrong = [(r['job'], r['signal'], r['wrong']) for r in rows if r['wrong']]
     assert sum(r['hit'] for r in rows) >= 5 and not wrong, wrong
