@@ -13,6 +13,7 @@ from ..datasets.sources import load_images
 from ..engine.checkpoints import upgrade_checkpoint
 from ..engine.files import read_torch
 from ..metrics.diagnose import diagnose
+from ..request import check_int
 from ..samplers import SAMPLERS
 
 # %% ../../nbs/cli/08_diagnose.ipynb #91f8cc31
@@ -24,13 +25,13 @@ def main(argv: list | None = None): # None: the command line
         parser.add_argument('model', type=a_name, help='a name in data/pretrained, or a folder')
         parser.add_argument('--data', type=a_name, default='postcards',
                             help="'postcards' (default), 'photos', a folder of images, or torchvision:NAME")
-        parser.add_argument('--n', type=int, default=24, help='images to look at, 8 or more (default 24)')
+        parser.add_argument('--n', type=int, default=24, help='images to look at, 8 to 10,000 (default 24)')
         parser.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
         parser.add_argument('--checkpoint', type=a_path, help='a checkpoint of the same run: are its averages used?')
         parser.add_argument('--seed', type=int, default=2024, help='of images and noise (default 2024)')
         s = parser.parse_args(argv)
-        if s.n < 8: raise ValueError(f'--n {s.n}: expected 8 or more')
-        if s.seed < 0: raise ValueError(f'--seed {s.seed}: expected 0 or more')
+        check_int('--n', s.n, 8, 10_000)
+        check_int('--seed', s.seed, 0)
         average = averages(s.checkpoint) if s.checkpoint else None
         ldm = LatentDiffusion.from_pretrained(s.model)
         data = load_images(s.data, ldm.size, s.n, s.seed, held_out=True)

@@ -48,7 +48,8 @@ def evaluate_parser() -> Parser: # of ldm-evaluate
 # %% ../../nbs/cli/07_evaluate.ipynb #9cf178a0
 def checked(a: argparse.Namespace): # what `evaluate_parser` read
     "Raise `ValueError` or `OSError` for what would only fail after the images are drawn."
-    if a.n < 2*BLOCKS: raise ValueError(f'--n {a.n}: expected at least {2*BLOCKS} images')
+    if not 2*BLOCKS <= a.n <= 10**7:
+        raise ValueError(f'--n {a.n}: expected at least {2*BLOCKS} images, at most 10 million')
     if a.batch_size < 1: raise ValueError(f'--batch-size {a.batch_size}: expected 1 or more')
     if a.seed < 0: raise ValueError(f'--seed {a.seed}: expected 0 or more')
     if a.out is not None: a.out = writable_file(a.out, (), make=True)
