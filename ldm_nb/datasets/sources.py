@@ -8,6 +8,7 @@ __all__ = ['load_images', 'photo_crops', 'crops']
 # %% ../../nbs/datasets/07_sources.ipynb #c3576015
 import hashlib, warnings
 from pathlib import Path
+import psutil
 import torch
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -19,6 +20,14 @@ from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, read_tens
 from ..engine.seeds import batch_indices, generator
 
 # %% ../../nbs/datasets/07_sources.ipynb #3345a10f
+def _check_room(name: str, n: int, size: int):
+    "Raise `MemoryError` for more made pictures than this machine can hold: found out, it would take hours."
+    n = min(n, 10**30)                                                      # a float can say that
+    need, free = n*3*size**2, psutil.virtual_memory().available
+    if need > 2**30 and need > free:
+        raise MemoryError(f'{n:.3g} {name} of {size}x{size} take {need/1e9:.3g} GB, and {free/1e9:.1f} GB are free: '
+                          'ask for fewer')
+
 def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder, or several, as 'postcards+photos'
                 size: int, # pixels a side
                 n: int, # how many, at most; of several sources, the same share of each
@@ -37,6 +46,7 @@ def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder
     if name in ('postcards', 'photos') and Path(name).is_dir():
         warnings.warn(f'{name}: the {name} of this package are taken; for the folder beside you say ./{name}',
                       stacklevel=2)
+    if name in ('postcards', 'photos'): _check_room(name, n, size)
     if name == 'postcards': return render_all(Postcards(n, size, seed))
     if name == 'photos': return dict(image=photo_crops(n, size, seed, held_out, quiet))
     kind, _, rest = name.partition(':')
