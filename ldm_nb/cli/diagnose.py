@@ -6,11 +6,11 @@
 __all__ = ['main', 'averages']
 
 # %% ../../nbs/cli/08_diagnose.ipynb #3937199d
+import torch
 from .common import Parser, a_name, a_path, guarded
 from ..core import LatentDiffusion
 from ..datasets.images import to_float
 from ..datasets.sources import load_images
-from ..engine.checkpoints import upgrade_checkpoint
 from ..engine.files import read_torch
 from ..metrics.diagnose import diagnose
 from ..request import check_int
@@ -43,9 +43,8 @@ def main(argv: list | None = None): # None: the command line
 def averages(path) -> dict: # name -> tensor
     "The averaged weights in a checkpoint. Raises `FileNotFoundError`, or `ValueError` for a file that is none."
     state = read_torch(path)
-    try: found = upgrade_checkpoint(state).get('ema')
-    except ValueError as e: raise ValueError(f'{path}: {e}') from e
-    if not isinstance(found, dict):
+    found = state.get('ema') if isinstance(state, dict) else None
+    if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
         raise ValueError(f'{path} holds no averaged weights: expected checkpoints/step-....pt of a run of ldm-train')
     return found
 
