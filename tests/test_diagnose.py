@@ -34,7 +34,8 @@ def test_weights_that_are_not_the_average_and_a_misread_answer_are_found(tmp_pat
     assert r.returncode == 1 and 'the average is not used' in r.stdout, r.stdout + r.stderr
 
 
-@pytest.mark.parametrize('words,says', [(['no-such-model'], 'no-such-model'), (['postcards', '--n', '4'], '--n=4: expected a whole number, 8 to 10000'),
+@pytest.mark.parametrize('words,says', [(['no-such-model'], 'no-such-model'),
+                                        (['postcards', '--n', '4'], '--n=4: expected a whole number, 8 to 10000'),
                                         (['postcards', '--sampler', 'x'], 'no sampler')])
 def test_bad_input_is_one_line_and_code_2(words, says):
     r = diagnose(*words)
