@@ -74,7 +74,7 @@ def resolve_config(stage: str, # a key of `PRESETS`
     s = ALWAYS | PRESETS[stage][preset] | {k: v for k, v in override.items() if v is not None}
     positive = ['steps', 'batch_size', 'lr', 'n', 'accumulate', 'save_every', 'log_every', 'keep']
     for k in positive + [k for k in ('crop', 'z_ch', 'codes') if k in s]:
-        if not 0 < s[k] < float('inf'): raise ValueError(f'{k}={s[k]}: expected a number above 0')
+        if not 0 < s[k] < 2**63: raise ValueError(f'{k}={s[k]}: expected a number above 0, and below 2**63')
     for k in ('seed', 'workers'):
         if s[k] < 0: raise ValueError(f'{k}={s[k]}: expected 0 or more')
     micro_batches(s['batch_size'], accumulate=s['accumulate']) # raises where it cannot be cut evenly
