@@ -75,8 +75,10 @@ def resolve_config(stage: str, # a key of `PRESETS`
     positive = ['steps', 'batch_size', 'lr', 'n', 'accumulate', 'save_every', 'log_every', 'keep']
     for k in positive + [k for k in ('crop', 'z_ch', 'codes') if k in s]:
         if not 0 < s[k] < 2**63: raise ValueError(f'{k}={s[k]}: expected a number above 0, and below 2**63')
+        if k != 'n' and s[k] > 1e12: raise ValueError(f'{k}={min(s[k], 1e99):.3g}: more than any machine can do')
     for k in ('seed', 'workers'):
         if s[k] < 0: raise ValueError(f'{k}={s[k]}: expected 0 or more')
+    if s['workers'] > 1000: raise ValueError(f'workers={s["workers"]}: expected at most 1000 processes')
     micro_batches(s['batch_size'], accumulate=s['accumulate']) # raises where it cannot be cut evenly
     return s
 
