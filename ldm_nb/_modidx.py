@@ -61,6 +61,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                     'ldm_nb.cli.recipes.first_stage': ('cli/recipes.html#first_stage', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.first_stage_loss': ('cli/recipes.html#first_stage_loss', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.keep_back': ('cli/recipes.html#keep_back', 'ldm_nb/cli/recipes.py'),
+                                    'ldm_nb.cli.recipes.kept_vocabulary': ('cli/recipes.html#kept_vocabulary', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.loss_by_t': ('cli/recipes.html#loss_by_t', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.make_adversary': ('cli/recipes.html#make_adversary', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.make_fast': ('cli/recipes.html#make_fast', 'ldm_nb/cli/recipes.py'),

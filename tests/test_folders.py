@@ -11,11 +11,12 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from ldm_nb.cli.recipes import word_rows
+from ldm_nb.cli.recipes import own_vocabulary, word_rows
 from ldm_nb.cli.sample import sample_arguments, sample_parser
 from ldm_nb.data import ImageFolder, show_images
 from ldm_nb.datasets import folders, sources
 from ldm_nb.datasets.sources import load_images
+from ldm_nb.engine.build import FORMAT
 from ldm_nb.engine.checkpoints import check_settings
 from ldm_nb.engine.presets import model_config
 from ldm_nb.embedders import ClassEmbedder, TextEmbedder
@@ -126,6 +127,15 @@ def test_prepared_once(tmp_path, monkeypatch):
         spoil()
         assert torch.equal(load()['image'], first['image'])
     assert len(decoded) == 6
+    with monkeypatch.context() as m: # as Windows has it with a file that is mapped
+        def held(path, missing_ok=False):
+            if path.suffix == '.pixels': raise PermissionError('mapped')
+            unlink(path, missing_ok)
+        put(tmp_path/'set', 'other.png')
+        unlink = type(pixels).unlink
+        m.setattr(type(pixels), 'unlink', held)
+        assert len(load()['image']) == 21
+    (tmp_path/'set/other.png').unlink()
     assert torch.equal(load(5)['image'], first['image'][:5]) # the first that were drawn
     put(tmp_path/'set', 'new.png')
     assert len(load()['image']) == 21
@@ -179,13 +189,41 @@ def test_classes_by_name(tmp_path, ae):
     with pytest.raises(ValueError, match='class cat: this model knows'):
         prompts_like(make_embedder('class', two, ae, dim=4), three, torch.arange(3))
     then, now = (dict(model=model_config(torch.nn.ModuleDict(dict(embedder=make_embedder('class', d, ae, dim=4)))))
-                 for d in (three, three | {'class': [c.replace('cat', 'zebra') for c in three['class']]}))
+                 for d in (three, three | {'classes': ['dog', 'emu', 'zebra']}))
     with pytest.raises(ValueError, match="names.*cat.*then.*zebra.*now"): check_settings(then, now, tmp_path)
     old = ClassEmbedder(3, 4) # of a config without names
     assert 'asked by number' in words_of(lambda: prompts_like(old, three, i))[0] and 'names' not in old.config
     put(tmp_path/'two', 'beside.png')
     said, mixed = words_of(lambda: load_images(str(tmp_path/'two'), 8, 10))
     assert '1 picture(s) lie beside the class folders' in said and 'label' not in mixed
+
+
+def test_classes_keep_the_numbers_of_their_source(tmp_path, ae):
+    "Whichever pictures are drawn: the place in the whole list of the source, in its own order."
+    put(tmp_path/'set', *(f'{c}/{k}.png' for c in 'abc' for k in range(3)))
+    for n, seed in ((1, 0), (2, 0), (2, 1), (9, 0)):
+        data = load_images(str(tmp_path/'set'), 8, n, seed)
+        assert data['label'].tolist() == ['abc'.index(c) for c in data['class']] and data['classes'] == list('abc')
+    assert make_embedder('class', load_images(str(tmp_path/'set'), 8, 1), ae, dim=4).config['names'] == list('abc')
+    clothes = ['top', 'trouser', 'pullover'] # not sorted, as those of FashionMNIST
+    class Clothes:
+        size, classes = 8, clothes
+        def __len__(self): return 6
+        def __getitem__(self, i): return dict(image=torch.full((3, 8, 8), i/6), label=i%3)
+    data = sources._from_torchvision(Clothes(), 6, 0)
+    assert data['label'].tolist() == [round((x.float().mean().item()/255*2 - 1)*6)%3 for x in data['image']]
+    assert data['class'] == [clothes[k] for k in data['label']] and data['classes'] == clothes
+    put(tmp_path/'more', 'c/0.png', 'd/0.png')
+    both = load_images(f"{tmp_path/'set'}+{tmp_path/'more'}", 8, 20)
+    assert both['classes'] == list('abcd') and both['class'] == [f[0] for f in both['file']]
+    assert both['label'].tolist() == ['abcd'.index(c) for c in both['class']]
+    assert 'label' not in load_images(f"{tmp_path/'set'}+photos", 8, 2)
+
+
+def test_a_folder_called_1_is_no_class_number_1(ae):
+    data = {'class': ['1'], 'label': torch.tensor([0])}
+    with pytest.raises(ValueError, match='class 1: this model knows 10, 20, 30'):
+        prompts_like(ClassEmbedder(3, 8, names=['10', '20', '30']), data, torch.tensor([0]))
 
 
 def test_weights_of_other_classes_and_words():
@@ -200,6 +238,26 @@ def test_weights_of_other_classes_and_words():
             place = old.config[words].index(w) if w in old.config[words] else None
             assert torch.equal(rows[k], want[f'embedder.{key}'][k] if place is None else have[f'embedder.{key}'][place])
         assert not word_rows(old.config, old.config, have, have) # the same words: as they lie
+        if words == 'names': # "no class" means the same; a model without names gives its rows by number
+            assert torch.equal(rows[-1], have[f'embedder.{key}'][-1])
+            assert not word_rows(new.config, ClassEmbedder(3, 4).config, have, want)
+
+
+def test_a_run_goes_on_with_its_own_vocabulary(tmp_path):
+    "The tokens of an older version, for the same captions; with other captions, today's."
+    images = dict(caption=['a red house', 'a tree'])
+    today = train_tokenizer(images['caption'])
+    older = [*today[:5], *reversed(today[5:])]
+    assert own_vocabulary(images, 'mine', None, tmp_path) == today # nothing there yet
+    (tmp_path/'checkpoints').mkdir()
+    text = dict(vocab=older)
+    for e, want in ((text, older), (dict(parts=dict(text=text)), older), (dict(n_classes=3), today), ('x', today)):
+        torch.save(dict(format=FORMAT, settings=dict(model=dict(embedder=e))), tmp_path/'checkpoints/step-00000001.pt')
+        assert own_vocabulary(images, 'mine', None, tmp_path) == want
+        assert own_vocabulary(images, 'mine', None) == today and own_vocabulary(images, 'postcards', None) is None
+    torch.save(dict(format=FORMAT, settings=dict(model=dict(embedder=text))), tmp_path/'checkpoints/step-00000001.pt')
+    others = dict(caption=['a dog'])
+    assert own_vocabulary(others, 'mine', 'captions', tmp_path) == train_tokenizer(others['caption'])
 
 
 def test_captions_as_people_write_them(ae):

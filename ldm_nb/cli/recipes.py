@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'count_images', 'first_stage', 'start_from',
            'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
-           'show_reconstructions', 'show_tracker', 'train_diffusion', 'about_run', 'own_vocabulary', 'diffusion_batch',
-           'diffusion_loss', 'with_parts', 'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
+           'show_reconstructions', 'show_tracker', 'train_diffusion', 'about_run', 'own_vocabulary', 'kept_vocabulary',
+           'diffusion_batch', 'diffusion_loss', 'with_parts', 'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -22,6 +22,7 @@ from ..datasets.sources import crops, load_images
 from ..diffusion import DiffusionLoss, Schedule, draw_t
 from ..engine.cache import LatentCache, cached_latents
 from ..engine.callbacks import AdversaryStep, Recording
+from ..engine.checkpoints import latest
 from ..engine.distributed import averaged_model, make_accelerator
 from ..engine.files import (
     atomic_path, find_pretrained, load_model, weights_hash, writable_folder)
@@ -35,7 +36,7 @@ from ..losses import (
 from ..metrics.reader import Reader, load_reader, reader_accuracy, reader_loss, save_reader
 from ..metrics.reconstruction import mean_psnr
 from ..paper.conditions import fit_captions, prompts_like, make_embedder, make_unet, training_rows
-from ..text import train_tokenizer
+from ..text import SPECIAL, train_tokenizer, words
 from ..training import Trainer, to_device
 
 # %% ../../nbs/cli/01_recipes.ipynb #1b91e0b6
@@ -166,13 +167,15 @@ def word_rows(ours: dict, theirs: dict, # two configs of an embedder
     out = {}
     for k, part in ours.get('parts', {}).items():
         out |= word_rows(part, theirs.get('parts', {}).get(k, {}), have, want, f'{at}parts.{k}.')
-    for words, key in (('vocab', f'{at}token.weight'), ('names', f'{at}table.weight')):
-        mine, other = ours.get(words) or [], theirs.get(words) or []
-        if mine == other or key not in have or have[key].shape[1:] != want[key].shape[1:]: continue
+    for said, key in (('vocab', f'{at}token.weight'), ('names', f'{at}table.weight')):
+        mine, other = ours.get(said), theirs.get(said)
+        if not mine or not other or mine == other: continue # where one side has no names: by number
+        if key not in have or have[key].shape[1:] != want[key].shape[1:]: continue
         place = {w: k for k, w in enumerate(other)}
         shared = [k for k, w in enumerate(mine) if w in place]
         out[key] = want[key].clone()
         out[key][shared] = have[key][[place[mine[k]] for k in shared]].to(want[key])
+        if len(have[key]) > len(other) and len(want[key]) > len(mine): out[key][-1] = have[key][-1] # no class
     return out
 
 def first_stage_loss(s: dict, # as `resolve_config` gives it
@@ -265,8 +268,8 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
         moments = cached_latents(ae, ae_hash, images['image'], acc.device, quiet=quiet)
     count_images(len(moments), s)
     torch.manual_seed(s['seed'])
-    embedder = make_embedder(condition, images, ae, **s['embedder'], vocab=own_vocabulary(images, data, tokenizer),
-                             size=s['size'])
+    embedder = make_embedder(condition, images, ae, **s['embedder'], size=s['size'],
+                             vocab=own_vocabulary(images, data, tokenizer, out if resume else None))
     images = fit_captions(embedder, images, long_captions or 'error')
     out = writable_folder(out)
     net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
@@ -297,11 +300,26 @@ def about_run(ldm: LatentDiffusion, autoencoder: str, ae_hash: str # the first s
     stage = ldm.first_stage or dict(name=str(find_pretrained(autoencoder).resolve()), hash=ae_hash)
     return model_config(ldm) | dict(autoencoder=stage)
 
-def own_vocabulary(images: dict, data: str, tokenizer: str | None # as `load_images` gives it; as in `train_diffusion`
+def own_vocabulary(images: dict, data: str, tokenizer: str | None, # as `load_images` gives it; as in `train_diffusion`
+                   resumed: str | Path | None = None # folder of a run that goes on
     ) -> list[str] | None: # None: the shipped one
-    "The words of a data set's captions, where they are wanted."
+    "The words of a data set's captions, where they are wanted; a run that goes on keeps its own. Raises `ValueError`."
     own = (tokenizer or ('shipped' if data == 'postcards' else 'captions')) == 'captions'
-    return train_tokenizer(images['caption']) if own and 'caption' in images else None
+    if not own or 'caption' not in images: return None
+    return kept_vocabulary(resumed, images['caption']) or train_tokenizer(images['caption'])
+
+def kept_vocabulary(out: str | Path | None, captions: list[str] # folder of a run, or none; what it trains on
+    ) -> list[str] | None:
+    "The vocabulary in the latest checkpoint, if it was made of these captions: older versions chose other tokens."
+    state, _ = latest(out and Path(out))
+    if state is None: return None
+    try:
+        e = state['settings']['model']['embedder']
+        vocab = e.get('parts', {}).get('text', e)['vocab']
+        said = set(SPECIAL).union(*map(words, captions))
+        made = set(SPECIAL) <= set(vocab) and all(w in said for w in vocab if len(w) > 1 and not w.startswith('##'))
+    except (AttributeError, KeyError, TypeError): return None # of another condition; the check of settings says so
+    return vocab if made else None
 
 def diffusion_batch(moments: LatentCache, rows_of, # of `training_rows`
                     s: dict, # as `resolve_config` gives it

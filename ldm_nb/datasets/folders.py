@@ -16,7 +16,7 @@ import ldm_nb
 from .caption_files import TABLES, captions_of
 from .images import fit, to_float, to_rgb
 from .pictures import FORMATS, MAX_PIXELS, Decoder, PictureError, decoder, heic_reader, not_a_picture
-from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, sweep, writable_folder
+from ..engine.files import CACHE_ELSEWHERE, atomic_path, cache_folder, remove, sweep, writable_folder
 from ..engine.seeds import generator
 
 # %% ../../nbs/datasets/05_folders.ipynb #942d2fbd
@@ -108,7 +108,7 @@ def prepare(folder: Path, files: list[Path], # of `list_files`
         text = json.dumps(dict(good=[rel(p) for p in good], skipped={rel(p): why for p, why in skipped.items()}))
         with atomic_path(index) as tmp: tmp.write_text(text, encoding='utf-8')
         for old in cache_folder().glob(f'folder-{place}-*'):
-            if old not in (pixels, index): old.unlink(missing_ok=True)
+            if old not in (pixels, index): remove(old) # Windows keeps one that is mapped
     m = len(found[0])
     if not m: return none, *found
     mapped = torch.from_file(str(pixels), shared=False, size=m*3*size**2, dtype=torch.uint8)

@@ -35,14 +35,17 @@ def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder
                 held_out: bool = False, # photographs: from the two held-out ones
                 quiet: bool = False # no progress bar
     ) -> dict: # image (n, 3, size, size) uint8; where the source has them caption, label, map, attributes;
-    # of a folder also file and class, the names of each picture
+    # of a folder also file; with labels that have names class, of each picture, and classes, all in order
     "A data set in memory. Raises `ValueError` or `FileNotFoundError` for a source that is none."
     if '+' in name and not Path(name).is_dir():
         names = name.split('+')
         parts = [load_images(part, size, (n + k)//len(names), seed, held_out, quiet) for k, part in enumerate(names)]
         out = dict(image=torch.cat([d['image'] for d in parts]))
         shared = [k for k in ('caption', 'file') if all(k in d for d in parts)]
-        return out | {k: [c for d in parts for c in d[k]] for k in shared}
+        out |= {k: [c for d in parts for c in d[k]] for k in shared}
+        if not all('classes' in d for d in parts): return out
+        every = list(dict.fromkeys(c for d in parts for c in d['classes'])) # the same name is the same class
+        return out | _classes([c for d in parts for c in d['class']], every)
     if name in ('postcards', 'photos') and Path(name).is_dir():
         warnings.warn(f'{name}: the {name} of this package are taken; for the folder beside you say ./{name}',
                       stacklevel=2)
@@ -56,17 +59,17 @@ def load_images(name: str, # 'postcards', 'photos', 'torchvision:NAME', a folder
     if ds.captions: out['caption'] = [ds.captions.get(p, '') for p in ds.files]
     names = [ds.class_of(p) for p in ds.files]
     bare = names.count(None)
-    if not bare: return out | _classes(names)
+    if not bare: return out | _classes(names, ds.classes)
     if bare < len(names) and not ds.captions: # a folder with captions is of captions
         warnings.warn(f'{name}: {bare} picture(s) lie beside the class folders, so there are no labels; '
                       'put each into a class folder', stacklevel=2)
     return out
 
-def _classes(names: list[str]) -> dict: # of each picture -> class and label
-    "Number the classes that there are by the order of their names."
-    known = sorted(set(names))
-    ids = {c: k for k, c in enumerate(known)}
-    return {'class': names, 'label': torch.tensor([ids[c] for c in names])}
+def _classes(names: list[str], every: list[str] # of each picture; of all classes of the source, drawn or not
+    ) -> dict: # class, classes and label
+    "Number classes as their source does."
+    ids = {c: k for k, c in enumerate(every)}
+    return {'class': names, 'classes': every, 'label': torch.tensor([ids[c] for c in names])}
 
 def _from_torchvision(ds: TorchvisionImages, n: int, seed: int) -> dict: # as `load_images` gives it
     "Some pictures of a data set of torchvision."
@@ -75,8 +78,9 @@ def _from_torchvision(ds: TorchvisionImages, n: int, seed: int) -> dict: # as `l
     for k, j in enumerate(i):
         it = ds[j]
         out['image'][k], out['label'][k] = to_bytes(it['image']), it['label']
-    names = dict(enumerate(ds.classes))
-    if all(k in names for k in out['label'].tolist()): out |= _classes([names[k] for k in out['label'].tolist()])
+    names, labels = list(ds.classes), out['label'].tolist()
+    if len(set(names)) == len(names) > max(labels, default=0) and all(isinstance(c, str) for c in names):
+        out |= _classes([names[k] for k in labels], names)
     return out
 
 def photo_crops(n: int, size: int, seed: int, held_out: bool, quiet: bool = False

@@ -39,7 +39,8 @@ def held_out(data: str, size: int, n: int, seed: int # as in `load_images`; imag
     if found < 2*n:
         warnings.warn(f'{data} has {found} images: '
                       f'n={found//2}, since half of them are what the others are compared with')
-    cut = lambda v, s: {k: cut(w, s) for k, w in v.items()} if isinstance(v, dict) else v[s]
+    part = lambda k, w, s: w if k == 'classes' else cut(w, s) # these are no column: all names
+    cut = lambda v, s: {k: part(k, w, s) for k, w in v.items()} if isinstance(v, dict) else v[s]
     return cut(both, slice(0, found//2)), cut(both, slice(found//2, found//2*2))
 
 # %% ../../nbs/metrics/05_evaluate.ipynb #0fe75bbb

@@ -72,7 +72,7 @@ def make_classes(data: dict, dim: int # as `load_images` gives it; width of the 
     ) -> ClassEmbedder: # that knows the names of the classes, where the data do
     "An embedder for the classes of a data set."
     if 'class' not in data: return ClassEmbedder(int(data['label'].max()) + 1, dim)
-    names = sorted(set(data['class']))
+    names = data.get('classes') or sorted(set(data['class']))
     return ClassEmbedder(len(names), dim, names=names)
 
 # %% ../../nbs/paper/04_conditions.ipynb #1cae0052
@@ -152,7 +152,10 @@ def class_ids(embedder: ClassEmbedder, data: dict # as `load_images` gives it
     ) -> torch.Tensor: # (n,) in the model's own numbers
     "Labels as a model means them: by name, where both sides know names. Raises `ValueError`."
     known, names = list(embedder.ids), data.get('class')
-    if known and names: return torch.tensor(embedder.prompts(names))
+    if known and names: # a folder that is called 1 is no class number 1
+        for c in names:
+            if c not in embedder.ids: raise ValueError(f'class {c}: this model knows {", ".join(known[:100])}')
+        return torch.tensor([embedder.ids[c] for c in names])
     if known:
         raise ValueError(f'this model knows its classes by name ({", ".join(known[:10])}), and the data have numbers '
                          'alone: give a folder with one sub-folder a class')
