@@ -114,9 +114,10 @@ class LatentDiffusion(nn.Module):
             z = self.start(request, items, noise) # b z h w
             denoise = self.guided(request, slice(items.start, items.stop))
         steps = request.sampler(denoise, z, request.sigmas, noise=noise, **request.sampler_args)
+        parts = list(self.modules())
         def taken():
             for s in request.sigmas[1:].tolist(): # samplers see z0 + s*noise; the paper's z_t:
-                with evaluating(self): z, z0_hat = next(steps)
+                with evaluating(*parts, deep=False): z, z0_hat = next(steps)
                 yield z/(1 + s**2)**.5, z0_hat
         return taken()
 

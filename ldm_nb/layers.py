@@ -33,13 +33,16 @@ def norm(ch: int, # channels
 
 # %% ../nbs/story/05a_layers.ipynb #97d0de33
 @contextmanager
-def evaluating(*modules: nn.Module | None): # None: passed over
+def evaluating(*modules: nn.Module | None, # None: passed over
+               deep: bool = True): # with all their parts; False: these alone
     "Inside the block modules are in evaluation mode; afterwards each of their parts is as it was."
-    before = [(m, m.training) for whole in modules if whole is not None for m in whole.modules()]
-    for m, _ in before: m.training = False
+    whole = [m for m in modules if m is not None]
+    parts = [p for m in whole for p in m.modules()] if deep else whole
+    before = [p for p in parts if p.training]
+    for p in before: p.training = False
     try: yield
     finally:
-        for m, was in before: m.training = was
+        for p in before: p.training = True
 
 # %% ../nbs/story/05a_layers.ipynb #5bc4e160
 class Down(nn.Module):

@@ -1,11 +1,12 @@
 "Whatever lies in a model folder: a model, or one sentence. Never another exception, never numbers that are not finite."
-import json, random, shutil, struct, time
+import json, random, shutil, struct, threading, time
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from ldm_nb.autoencoder import load_autoencoder
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.engine.files import data_path, load_model, save_model, sweep, temporary
+from ldm_nb.engine.files import (
+    data_path, describing, load_model, read_torch, save_model, sweep, temporary, without_weights)
 from ldm_nb.metrics.reader import load_reader
 
 ODD = (0, -1, 3, 10**9, 10**30, 2.5, -1e-9, 1e308, True, None, '', 'x', '8', [], [[]], [10**6]*9, {}, {'kind': 'unet'})
@@ -110,3 +111,27 @@ def test_a_save_sweeps_what_a_killed_one_left(tmp_path):
     save_model(tmp_path, dict(kind='x'), {})
     assert not left.exists() and mine.exists()
     assert sweep(tmp_path) == [] and sweep(Path('/no/such/folder')) == []
+
+def test_a_config_that_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match='config.json cannot hold'):
+        save_model(tmp_path, dict(kind='reader', dB=float('inf')), dict(w=torch.ones(2)))
+    assert list(tmp_path.iterdir()) == []
+
+def test_other_threads_build_as_usual(): # while a model is opened
+    made = []
+    with without_weights(99):
+        other = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        other.start()
+        other.join()
+        assert torch.nn.Linear(2, 2).weight.is_meta
+    assert made[0].weight.device.type == 'cpu'
+
+def test_no_memory_is_no_damage(tmp_path, monkeypatch):
+    def full(*_, **__): raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    with pytest.raises(MemoryError, match='not enough memory'):
+        with describing(tmp_path): full()
+    (tmp_path/'a.pt').write_bytes(b'much')
+    monkeypatch.setattr(torch, 'load', full)
+    with pytest.raises(ValueError, match='a.pt is truncated'): read_torch(tmp_path/'a.pt') # four bytes cannot need it
+    monkeypatch.setattr('psutil.virtual_memory', lambda: type('Memory', (), dict(available=8)))
+    with pytest.raises(MemoryError, match='not enough memory'): read_torch(tmp_path/'a.pt')

@@ -84,6 +84,7 @@ from ldm_nb.datasets import pictures
 def decode(path, size):
     if 'crash' in path: os.kill(os.getpid(), signal.SIGSEGV)
     if 'hang' in path: time.sleep(100)
+    if 'leave' in path: os._exit(1)
     return Image.new('L', (2, 2))
 pictures._decode, pictures.MAX_SECONDS = decode, .3
 pictures.serve()
@@ -96,10 +97,11 @@ class Broken(Decoder): # a worker whose decoders crash and hang
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def test_decoders_that_crash_or_hang():
+def test_decoders_that_crash_or_hang(monkeypatch):
+    monkeypatch.setattr(pictures, 'MAX_SECONDS', .3)
     ask = Broken()
     assert ask('good').size == (2, 2)
-    for name, words in (('crash', 'crash'), ('hang', 'not decoded within')):
+    for name, words in (('crash', 'crash'), ('hang', 'not decoded within'), ('leave', 'crash')):
         with pytest.raises(ValueError, match=words): ask(name)
         assert ask('good').size == (2, 2), f'no worker after a {name}'
     ask.stop()

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
@@ -20,13 +21,14 @@ from ldm_nb.cli import recipes
 from ldm_nb.cli.common import save_grid
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.datasets import postcards, sources
+from ldm_nb.engine import runs
 from ldm_nb.engine.cache import LatentCache, encode_dataset, vary
 from ldm_nb.engine.callbacks import AdversaryStep, ExplosionGuard, Log, Preview, SaveCheckpoints
 from ldm_nb.engine.checkpoints import checked, checkpoints, latest
 from ldm_nb.engine.distributed import averaged_model
 from ldm_nb.engine.runs import StopRequest, hold_folder
 from ldm_nb.losses import Adversary, DeadCodes, FirstStageLoss, PatchDiscriminator
-from ldm_nb.training import Trainer, cpu_accelerator
+from ldm_nb.training import Callback, Trainer, cpu_accelerator
 from torch import nn
 
 QUIET = dict(device='cpu', precision='fp32', quiet=True)
@@ -213,6 +215,38 @@ def test_a_second_run_is_refused_while_the_first_lives(stopped):
     assert f'another run (process {stopped["pid"]} on ' in stopped['refused']
     assert not (stopped['out']/'run.lock').exists()
     with hold_folder(stopped['out']): pass
+
+
+def test_of_two_threads_one_holds_a_folder(tmp_path, monkeypatch):
+    taken = runs.take_lock
+    def slowly(path):
+        time.sleep(.2)
+        return taken(path)
+    monkeypatch.setattr(runs, 'take_lock', slowly)
+    said = []
+    def hold():
+        try:
+            with hold_folder(tmp_path): said.append('held')
+        except ValueError as e: said.append(str(e))
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert sorted(s == 'held' for s in said) == [False, True] and not runs.HELD
+
+
+def test_nobody_ends_before_the_checkpoint_is_written(tmp_path): # a launcher would end who writes it
+    order = []
+    class Saver(SaveCheckpoints):
+        def save(self, *args):
+            order.append('saved')
+            return super().save(*args)
+    run = toy(Saver(tmp_path, every=100))
+    wait = run.accelerator.wait_for_everyone
+    run.accelerator.wait_for_everyone = lambda: (order.append('waited'), wait())
+    class Ask(Callback):
+        def after_step(self, trainer, loss): signal.raise_signal(signal.SIGTERM)
+    run.callbacks.append(Ask())
+    assert not runs.run(run, quiet=True) and order == ['waited', 'saved', 'waited']
 
 
 def test_a_hangup_saves_and_says_so_by_its_code(stopped):

@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'MAX_SECONDS', 'HEIC', 'STARTS', 'to_rgb', '
            'heic_reader', 'serve', 'Decoder', 'decoder', 'open_picture']
 
 # %% ../../nbs/datasets/00a_pictures.ipynb #5603693c
-import atexit, errno, faulthandler, importlib.util, os, pickle, subprocess, sys, threading, warnings
+import atexit, errno, faulthandler, importlib.util, os, pickle, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -151,12 +151,13 @@ class Decoder:
     def ask(self, path: str, size: int | None): # a picture, or reason and words
         for last in (False, True): # somebody else may have ended the worker: once more
             if self.process is None: self.start()
+            began = time.monotonic()
             try:
                 pickle.dump((path, size), self.process.stdin)
                 self.process.stdin.flush()
                 return pickle.load(self.process.stdout)
             except (EOFError, OSError, pickle.UnpicklingError):
-                slow = self.stop() == 1 # as faulthandler exits
+                slow = self.stop() == 1 and time.monotonic() - began > .9*MAX_SECONDS # as faulthandler exits
                 if slow: return ('damaged', f'was not decoded within {MAX_SECONDS} s: save it anew.')
                 if last: return ('damaged', 'makes its decoder crash: copy or download it again.')
             except BaseException: # interrupted: the answer would be taken for that to the next question

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['WRITTEN', 'NO_ROOM', 'TEMPORARY', 'STARTS', 'CACHE_ELSEWHERE', 'HUB_SECONDS', 'KINDS', 'LARGEST', 'temporary',
            'atomic_path', 'put', 'unwritable', 'remove', 'abandoned', 'sweep', 'end_with_parent', 'digest',
-           'save_model', 'writable_folder', 'what_is', 'unreadable', 'read_text', 'finite', 'read_json', 'read_tensors',
-           'read_metadata', 'read_torch', 'load_model', 'read_config', 'all_finite', 'as_float', 'run_of', 'step_files',
-           'load_run', 'read_average', 'foreign', 'check_fit', 'load_into', 'data_folders', 'data_path', 'cache_folder',
-           'may_write', 'has_model', 'shipped_names', 'find_shipped', 'find_first_stage', 'plain', 'find_pretrained',
-           'known_names', 'on_hub', 'fetch', 'open_model', 'check_sizes', 'without_weights', 'describing',
-           'build_fitting', 'weights_hash']
+           'save_model', 'writable_folder', 'what_is', 'no_memory', 'unreadable', 'read_text', 'finite', 'read_json',
+           'read_tensors', 'read_metadata', 'read_torch', 'load_model', 'read_config', 'all_finite', 'as_float',
+           'run_of', 'step_files', 'load_run', 'read_average', 'foreign', 'check_fit', 'load_into', 'data_folders',
+           'data_path', 'cache_folder', 'may_write', 'has_model', 'shipped_names', 'find_shipped', 'find_first_stage',
+           'plain', 'find_pretrained', 'known_names', 'on_hub', 'fetch', 'open_model', 'check_sizes', 'without_weights',
+           'describing', 'build_fitting', 'weights_hash']
 
 # %% ../../nbs/engine/00_files.ipynb #10cb93ee
 import errno, hashlib, itertools, json, math, multiprocessing, os, pickle, platform, re
@@ -45,7 +45,9 @@ def atomic_path(path: str | Path # where the finished file shall be
         yield tmp
         put(tmp, path)
     except (OSError, SafetensorError) as e:
-        ours = e.filename and Path(e.filename) in (tmp, path, *path.parents) if isinstance(e, OSError) else True
+        named = getattr(e, 'filename', None) # may be a number
+        ours = isinstance(e, SafetensorError) or (
+            isinstance(named, (str, Path)) and Path(named) in (tmp, path, *path.parents))
         if ours or e.errno in NO_ROOM:
             raise unwritable(path, e) from e
         raise                                                               # of another file
@@ -124,14 +126,16 @@ def save_model(folder: str | Path, # made if it is not there
                tensors: dict, # name -> tensor, any device
                dtype: torch.dtype | None = None # store floating-point tensors in this type, e.g. `torch.float16`
     ) -> Path: # the folder
-    "Write `config.json` and `model.safetensors`, each atomically. Raises `OSError` if the folder cannot be written."
+    """Write `config.json` and `model.safetensors`, each atomically. Raises `OSError` if the folder cannot be written,
+    `ValueError` for a config with NaN or infinity."""
     folder = writable_folder(folder)
     sweep(folder)
     cast = lambda t: (t.to(dtype) if dtype and t.is_floating_point() else t).detach().cpu().contiguous().clone()
     tensors = {k: cast(v) for k, v in tensors.items()}
     weights = digest(tensors)
+    try: text = json.dumps(dict(config, format=FORMAT, weights=weights), indent=1, allow_nan=False) + '\n'
+    except ValueError as e: raise ValueError(f'{folder}/config.json cannot hold this config: {e}') from e
     with atomic_path(folder/'model.safetensors') as p: save_file(tensors, p, dict(weights=weights))
-    text = json.dumps(dict(config, format=FORMAT, weights=weights), indent=1) + '\n'
     with atomic_path(folder/'config.json') as p: p.write_text(text, encoding='utf-8')
     return folder
 
@@ -167,6 +171,11 @@ def what_is(path: str | Path) -> str: # '' where it is nothing obvious; else wor
     if re.match(rb'(\xef\xbb\xbf)?\s*<(!doctype html|html|head|!--)', start, re.I):
         return 'a web page: a proxy or a login page answered in place of the file'
     return next((words for k, words in STARTS.items() if start.startswith(k)), '')
+
+def no_memory(e: BaseException) -> bool:
+    "Whether an error says that memory is gone; PyTorch says so by `RuntimeError`."
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or (isinstance(e, RuntimeError) and any(
+        w in str(e) for w in ('not enough memory', "can't allocate memory", 'invalid buffer size')))
 
 def unreadable(path: str | Path, error: Exception, kind: str) -> Exception: # kind: what was expected, e.g. 'JSON file'
     "What to raise when a reader failed on a file."
@@ -215,7 +224,9 @@ def read_torch(path: str | Path, # .pt, .pth, .ckpt or .bin
     with it, or that wants to run code."""
     if not os.path.isfile(path): raise FileNotFoundError(f'no file {path}')
     try: return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
-    except Exception as e: # a damaged pickle can raise anything
+    except Exception as e: # a damaged pickle can raise anything, and ask for any amount of memory
+        if no_memory(e) and os.path.getsize(path) > psutil.virtual_memory().available/4:
+            raise MemoryError(f'there is not enough memory for {path}') from e
         named = re.search(r'GLOBAL:? (\S+)', str(e)) if isinstance(e, pickle.UnpicklingError) else None
         if not named: raise unreadable(path, e, 'file of torch') from e
         raise ValueError(f'{path} wants to run {named[1].rstrip(".")} while it is read: refused. Weights need no code; '
@@ -488,8 +499,9 @@ def check_sizes(config, at: str = 'config.json'): # of a part: numbers, text, li
 @contextmanager
 def without_weights(most: int): # parameters
     "What is built in here has parameters on the meta device. Raises `ValueError` for more than there can be."
-    count = itertools.count(1)
+    count, me = itertools.count(1), threading.get_ident()
     def hook(module, name, p):
+        if threading.get_ident() != me: return p                            # the hook is one for all threads
         if next(count) > most: raise ValueError('it describes more parameters than there are weights')
         return nn.Parameter(p.detach().to('meta'), p.requires_grad)
     handle = register_module_parameter_registration_hook(hook)
@@ -502,6 +514,7 @@ def describing(folder: str | Path): # its config is used in here
     try: yield
     except (OSError, MemoryError): raise
     except Exception as e:
+        if no_memory(e): raise MemoryError(f'there is not enough memory for {folder}') from e
         if isinstance(e, ValueError) and str(e).startswith(str(folder)): raise                          # says it all
         said = ' '.join(str(e).split())[:300]
         raise ValueError(f'{folder}/config.json describes no model that this version can build '

@@ -67,6 +67,7 @@ def run(trainer: Trainer, # of `make_trainer`
         if plot: plot.draw()
         if trainer.steps_done == trainer.steps: return True
         if saver: saver.save(trainer)
+        acc.wait_for_everyone() # who ends before it is written would have the launcher end who writes
     StopRequest.last = stop.asked or signal.SIGTERM                         # of another process, which stopped us all
     saved = ' and saved; the same command with --resume goes on from there' if saver else ''
     acc.print(f'stopped at step {trainer.steps_done}{saved}', flush=True)
@@ -123,7 +124,7 @@ class LivePlot:
         self.drawn = time.monotonic()
 
 # %% ../../nbs/engine/09_runs.ipynb #853b888c
-HELD = set() # files that this process has locked: to the system a second lock of the same process is no other
+HELD = {} # files that this process has locked: to the system a second lock of the same process is no other
 
 def lock(file) -> bool: # a file open for writing
     "Whether the lock on it is ours now. Warns where the file system has no locks."
@@ -170,12 +171,16 @@ def hold_folder(out: str | Path): # made if it is not there, and removed at the 
         return
     made = [p for p in (Path(out), *Path(out).parents) if not p.exists()]
     path = (writable_folder(out)/'run.lock').resolve()
-    if path in HELD: raise ValueError(f'{out} is being written by another run of this process: choose another folder')
-    file = take_lock(path)
-    HELD.add(path)
+    me = object()
+    if HELD.setdefault(path, me) is not me: # in one step: several threads may ask
+        raise ValueError(f'{out} is being written by another run of this process: choose another folder')
+    try: file = take_lock(path)
+    except BaseException:
+        del HELD[path]
+        raise
     try: yield
     finally:
-        HELD.discard(path)
+        del HELD[path]
         for undo in (file.close, path.unlink)[::1 if os.name == 'nt' else -1]: # Windows removes no file that is open
             try: undo()
             except OSError: pass                                            # the folder was taken away
