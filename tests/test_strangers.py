@@ -16,10 +16,10 @@ import torch
 import yaml
 from ldm_nb.autoencoder import Autoencoder
 from ldm_nb.core import LatentDiffusion
-from ldm_nb.interop.compvis import load_compvis
-from ldm_nb.interop.embedders import FrozenText
+from ldm_nb.interop.compvis import fetch_tokenizer, load_compvis
+from ldm_nb.interop.embedders import FrozenText, reading
 from ldm_nb.interop.pipelines import load_diffusers, save_diffusers
-from ldm_nb.interop.weights import adopt, open_weights, read_pickle, same
+from ldm_nb.interop.weights import adopt, built_from, open_weights, read_pickle, same
 from ldm_nb.attention import conditional_unet
 from ldm_nb.paper.published import clip_text
 from ldm_nb.unet import UNet
@@ -158,6 +158,53 @@ def test_absurd_sizes_are_a_sentence_at_once(whole, tmp_path):
         p = config['model']['params']
         (p if entry == 'timesteps' else p['unet_config']['params'])[entry] = value
         rejected(f'{entry}={value}', load_compvis, whole['compvis']/'model.ckpt', config)
+
+
+def test_sizes_of_what_is_not_built_are_free(whole, tmp_path):
+    "As in Stable Diffusion's own yaml; what refers to them is not, nor is the same list where it is built from."
+    for entry in ('scheduler_config', 'data', 'lightning'):
+        config = copy.deepcopy(TOY['classes'])
+        at = config['model']['params'] if entry == 'scheduler_config' else config
+        at[entry] = dict(target='LambdaLinearScheduler', params=dict(cycle_lengths=[10**13], num_blocks=10**3))
+        (tmp_path/'config.yaml').write_text(yaml.safe_dump(config))
+        assert isinstance(load_compvis(whole['compvis']/'model.ckpt', tmp_path/'config.yaml'), LatentDiffusion)
+    config['model']['params']['unet_config']['params']['channel_mult'] = [1, 10**13]
+    config['model']['params']['scheduler_config'] = config['model']['params']['unet_config'] # looked through first
+    config['model']['params'] = dict(sorted(config['model']['params'].items()))
+    rejected('channel_mult=10000000000000', load_compvis, whole['compvis']/'model.ckpt', config)
+    config['model']['params']['scheduler_config'] = config
+    rejected('contains itself', load_compvis, whole['compvis']/'model.ckpt', config)
+
+
+def test_no_memory_and_no_network_are_no_damage(monkeypatch):
+    for e, kind in ((torch.OutOfMemoryError('CUDA out of memory'), MemoryError), (OSError('offline'), OSError),
+                    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError),
+                    (RuntimeError('sizes'), ValueError)):
+        for inside in (built_from('a'), reading('a', 'text model')):
+            with pytest.raises(kind), inside: raise e
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(OSError, match='no text model .*Go online, or give a folder'): FrozenText('nobody/bert-tiny-none')
+    with pytest.raises(OSError, match='no tokenizer .*give tokenizer='): fetch_tokenizer(None, 'nobody/bert-tiny-none')
+
+
+def test_a_bert_without_a_pooler(tmp_path):
+    from transformers import BertConfig, BertForMaskedLM, BertModel, BertTokenizerFast
+    torch.manual_seed(0)
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'dusk', 'sea']
+    model = BertForMaskedLM(BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, intermediate_size=16,
+                                       num_attention_heads=2, max_position_embeddings=8)).eval()
+    model.save_pretrained(tmp_path)
+    (tmp_path/'vocab.txt').write_text('\n'.join(words))
+    BertTokenizerFast(str(tmp_path/'vocab.txt')).save_pretrained(tmp_path)
+    e = FrozenText(str(tmp_path)).eval() # else some captions are dropped
+    with torch.no_grad(): want = model.bert(e.prepare(['dusk sea'])).last_hidden_state
+    assert torch.equal(e(e.prepare(['dusk sea'])).context, want)
+    assert isinstance(e.model[0], BertModel)
+    tensors = load_file(tmp_path/'model.safetensors')
+    del tensors['bert.embeddings.LayerNorm.weight']
+    save_file(tensors, tmp_path/'model.safetensors', dict(format='pt'))
+    rejected('LayerNorm.weight is not in its file', FrozenText, str(tmp_path))
 
 
 def test_a_yaml_that_refers_to_itself_or_explodes(whole, tmp_path):

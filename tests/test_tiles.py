@@ -3,6 +3,7 @@ import pytest
 import torch
 from ldm_nb.autoencoder import Autoencoder
 from ldm_nb.core import LatentDiffusion
+from ldm_nb.engine import memory
 from ldm_nb.engine.memory import bytes_to_sample
 from ldm_nb.fast.tiles import PatchedNetwork, sample_in_patches
 from ldm_nb.paper.images import ImageEmbedder
@@ -43,7 +44,7 @@ def test_patches_by_hand():
         with pytest.raises(ValueError, match='side='): PatchedNetwork(net, side, stride)
 
 
-def test_a_model_enlarges_in_patches():
+def test_a_model_enlarges_in_patches(monkeypatch):
     torch.manual_seed(0)
     ae = Autoencoder(3, 32, (1, 1, 1), 1, groups=8, codes=16)
     net = UNet(in_ch=6, out_ch=3, ch=32, ch_mult=(1, 2), num_res_blocks=1, groups=8)
@@ -59,4 +60,11 @@ def test_a_model_enlarges_in_patches():
     assert set(seen) == {(16, 16)} and len(seen) == 2*4 and patched.shape == whole.shape == (1, 3, 96, 96)
     assert (patched - whole).abs().max() > 1e-3
     assert bytes_to_sample(ldm, (3, 64, 64), decode=False) == bytes_to_sample(ldm, (3, 16, 16), decode=False)
+    need = bytes_to_sample(ldm, (3, 16, 16), decode=False)
+    with monkeypatch.context() as m: # a patch stays as it is, however large the image; the decoder does not
+        m.setattr(memory, 'free_bytes', lambda device: need)
+        memory.check_sample_fits(ldm, (3, 4096, 4096), decode=False)
+        with pytest.raises(MemoryError, match='at most'): memory.check_sample_fits(ldm, (3, 4096, 4096))
+        m.setattr(ldm, 'wrapper', None)
+        with pytest.raises(MemoryError, match='at most'): memory.check_sample_fits(ldm, (3, 4096, 4096), decode=False)
     assert torch.equal(sample_in_patches(ldm, 32, 16).sample(image=small, steps=2), whole) # and not patches of patches

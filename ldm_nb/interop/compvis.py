@@ -289,10 +289,12 @@ def read_recipe(config: str | Path | dict | None, # as in `load_compvis`
 def fetch_tokenizer(given, # a folder, a name on the hub, or a tokenizer of transformers; None: the published one
                     published: str # its name
     ): # a tokenizer of transformers
-    "The tokenizer of a text encoder. Raises `ValueError` where there is none."
+    "The tokenizer of a text encoder. Raises `ValueError` where there is none, or `OSError` as the hub."
     if hasattr(given, 'get_vocab'): return given
     try: return tokenizer_of(given or published)
-    except ValueError as e: raise ValueError(f'{e}: give tokenizer=, a folder that holds {published}') from e
+    except (ValueError, OSError) as e:
+        raise (ValueError if isinstance(e, ValueError) else OSError)(
+            f'{e}: give tokenizer=, a folder that holds {published}') from e
 
 def read_condition(condition: tuple | None, # as in `Recipe`
                    w: Weights, # without `cond_stage_model.`

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import torch
 from torch import nn
+from ..engine.console import no_memory
 from ..engine.files import what_is
 from ..embedders import Condition, drop_some
 from ..text import TokenTransformer, as_captions
@@ -21,18 +22,22 @@ MODELS = dict(clip='CLIPTextModel', clip_text_model='CLIPTextModel', bert='BertM
 
 @contextmanager
 def reading(name: str | Path, what: str): # a folder, or a name on the hub; what was looked for in it
-    "Say in one sentence what transformers met. Its tokenizers can end in errors that are no `Exception`."
+    "Say in one sentence what transformers met, even errors that are no `Exception`. `OSError`: the hub did not answer."
     try: yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError): raise
     except BaseException as e: # whatever the library meets on its way
+        if no_memory(e): raise MemoryError(f'{name}: there is not enough memory for this {what}') from e
         texts = [p for p in sorted(Path(name).glob('*')) if p.suffix in ('.json', '.txt', '.safetensors')]
         at = next((p for p in texts if what_is(p)), None)
         said = f'{at.name} is {what_is(at)}' if at else (str(e).strip() or type(e).__name__).splitlines()[0][:90]
-        raise ValueError(f'no {what} {str(name)!r} ({said})') from e
+        if at or not isinstance(e, OSError) or Path(name).is_dir():
+            raise ValueError(f'no {what} {str(name)!r} ({said})') from e
+        raise OSError(f'no {what} {str(name)!r}: no such folder, and the hub did not give it ({said}). '
+                      'Go online, or give a folder that save_pretrained wrote') from e
 
 def frozen_text(name: str | Path, variant: str | None = None # as in `FrozenText`
     ) -> nn.Module: # a CLIPTextModel or BertModel of transformers, float32
-    "Raises `ValueError`."
+    "Raises `ValueError`, or `OSError` where the hub does not give it."
     import transformers
     if (file := Path(name)/'config.json').is_file(): foreign_config(file)
     with reading(name, 'text model'):
@@ -40,11 +45,12 @@ def frozen_text(name: str | Path, variant: str | None = None # as in `FrozenText
         if kind not in MODELS: raise ValueError(f'a {kind}: expected CLIP or BERT')
         model, how = getattr(transformers, MODELS[kind]).from_pretrained(name, dtype=torch.float32, variant=variant,
                                                                          output_loading_info=True)
-        if lost := [*how['missing_keys'], *how['mismatched_keys']]:
+        missing = [k for k in how['missing_keys'] if not k.startswith('pooler.')] # what BERT has after that
+        if lost := [*missing, *how['mismatched_keys']]:
             raise ValueError(f'{lost[0]} is not in its file of weights, or of another shape')
     return model
 
-def tokenizer_of(name: str | Path): # of transformers. Raises `ValueError`
+def tokenizer_of(name: str | Path): # of transformers. Raises as `frozen_text`
     from transformers import AutoTokenizer
     with reading(name, 'tokenizer'): return AutoTokenizer.from_pretrained(str(name))
 
