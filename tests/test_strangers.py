@@ -184,8 +184,8 @@ def test_no_memory_and_no_network_are_no_damage(monkeypatch):
             with pytest.raises(kind), inside: raise e
     from huggingface_hub import constants
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
-    with pytest.raises(OSError, match='no text model .*Go online, or give a folder'): FrozenText('nobody/bert-tiny-none')
-    with pytest.raises(OSError, match='no tokenizer .*give tokenizer='): fetch_tokenizer(None, 'nobody/bert-tiny-none')
+    with pytest.raises(OSError, match='no text model .*Go online, or give a folder'): FrozenText('nobody/bert-none')
+    with pytest.raises(OSError, match='no tokenizer .*give tokenizer='): fetch_tokenizer(None, 'nobody/bert-none')
 
 
 def test_a_bert_without_a_pooler(tmp_path):
