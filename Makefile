@@ -78,7 +78,7 @@ test: check
 	@echo 'Running every notebook, $(WORKERS) at a time ...'
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	@echo 'Running the tests in tests/ ...'
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests
 
 bench: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python tests/prove/bench.py

@@ -33,3 +33,12 @@ def refused(r: subprocess.CompletedProcess
     lines = [o for o in r.stderr.splitlines() if re.match(r'(\S+: )?error: ', o)]
     assert len(lines) == 1 and len(lines[0]) > 30, f'expected one line that begins with "error: ":\n{r.stderr}'
     return lines[0]
+
+
+# few tests that take long: begun last they would run alone, while the other worker is done
+LONG = [f'test_{o}.py' for o in ('processes', 'commands', 'browser', 'first_stage', 'story', 'runs', 'breaking', 'compvis',
+                                 'evaluate', 'exercises', 'pretrained', 'api', 'cache', 'strangers', 'damage')]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
