@@ -135,3 +135,12 @@ def test_no_memory_is_no_damage(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='a.pt is truncated'): read_torch(tmp_path/'a.pt') # four bytes cannot need it
     monkeypatch.setattr('psutil.virtual_memory', lambda: type('Memory', (), dict(available=8)))
     with pytest.raises(MemoryError, match='not enough memory'): read_torch(tmp_path/'a.pt')
+
+def test_a_card_may_hold_what_no_size_can(tmp_path): # cards were once written with NaN; everything else is refused
+    folder = shutil.copytree(data_path('pretrained', 'reader'), tmp_path/'reader')
+    config = json.loads((folder/'config.json').read_text())
+    (folder/'config.json').write_text(json.dumps(config | dict(card=dict(held_out=float('nan')))))
+    load_reader(folder)
+    for bad in ('NaN', '1e999'):
+        (folder/'config.json').write_text(json.dumps(config | dict(extra=0)).replace('"extra": 0', f'"extra": {bad}'))
+        with pytest.raises(ValueError, match='is not finite'): load_reader(folder)

@@ -175,3 +175,9 @@ def test_bootstrap_and_wilson():
     assert intervals.wilson(.95, 20) == pytest.approx((want.low, want.high), rel=1e-9)
     ratio = intervals.Tally(torch.tensor([[1., 0], [0, 3]]), torch.tensor([[2., 0], [2, 4]]))
     assert ratio.value() == pytest.approx((1/4 + 3/4)/2)
+
+
+def test_answers_that_are_no_text_are_named(tmp_path):
+    from ldm_nb.metrics.preferences import kept_answers
+    (tmp_path/'answers.jsonl').write_bytes(b'\xff\xfe\x00')
+    with pytest.raises(ValueError, match='answers.jsonl is text in UTF-16'): kept_answers(tmp_path/'answers.jsonl')

@@ -13,7 +13,7 @@ __all__ = ['WRITTEN', 'NO_ROOM', 'TEMPORARY', 'STARTS', 'CACHE_ELSEWHERE', 'HUB_
            'describing', 'build_fitting', 'weights_hash']
 
 # %% ../../nbs/engine/00_files.ipynb #10cb93ee
-import errno, hashlib, itertools, json, math, multiprocessing, os, pickle, platform, re
+import errno, hashlib, itertools, json, multiprocessing, os, pickle, platform, re
 import sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,14 +193,18 @@ def read_text(path: str | Path) -> str:
     try: return Path(path).read_text(encoding='utf-8-sig')                  # Windows marks UTF-8 by three bytes
     except (OSError, ValueError) as e: raise unreadable(path, e, 'text file in UTF-8') from e
 
-def finite(number: str) -> float: # as JSON has it; 1e999 is infinite
-    if not math.isfinite(float(number)): raise ValueError(f'the number {number} is not finite')
-    return float(number)
+def finite(word: str): # Infinity, -Infinity or NaN
+    raise ValueError(f'the number {word} is not finite')
 
-def read_json(path: str | Path) -> object:
+def read_json(path: str | Path, aside: tuple = () # entries that may hold anything, e.g. a card
+    ) -> object:
     "A JSON file. Raises `FileNotFoundError`, or `ValueError` for one that is damaged or has NaN for a number."
     text = read_text(path)
-    try: return json.loads(text, parse_float=finite, parse_constant=finite)
+    try:
+        out = json.loads(text)
+        rest = {k: v for k, v in out.items() if k not in aside} if isinstance(out, dict) else out
+        json.loads(json.dumps(rest), parse_constant=finite)                 # 1e999 is infinite, too
+        return out
     except (ValueError, RecursionError) as e: raise unreadable(path, e, 'JSON file') from e
 
 def read_tensors(path: str | Path # a .safetensors file
@@ -254,7 +258,7 @@ def load_model(folder: str | Path # holds config.json and model.safetensors
 
 def read_config(path: Path) -> dict: # in the names of today
     "A config.json or run.json. Raises as `read_json` does, and `ValueError` for anything but an object."
-    config = read_json(path)
+    config = read_json(path, aside=('card',))
     if not isinstance(config, dict):
         raise ValueError(f'{path} holds a {type(config).__name__}, '
                          f'expected an object of names and values. Copy it again from where it came.')

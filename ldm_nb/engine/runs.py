@@ -17,7 +17,7 @@ from .callbacks import ExplosionGuard, Log, Preview, SaveCheckpoints, find
 from .checkpoints import checkpoints
 from .distributed import Sharing, agreed
 from .feeding import Prefetched
-from .files import unwritable, writable_folder
+from .files import no_memory, unwritable, writable_folder
 from .presets import model_config
 from .seeds import micro_batches
 from ..training import Callback, Trainer
@@ -93,9 +93,7 @@ def memory_advice(batch_size: int):
     "In place of an error that says that memory is gone, one that says what helps: raises `MemoryError`."
     try: yield
     except RuntimeError as e:
-        full = (isinstance(e, torch.OutOfMemoryError) or
-                any(w in str(e) for w in ('not enough memory', "can't allocate memory")))
-        if not full: raise
+        if not no_memory(e): raise
         raise MemoryError(
             f'a batch of {batch_size} does not fit into memory. Three settings help: '
             f'--accumulate K (the same batch in K micro-batches), '

@@ -9,6 +9,7 @@ __all__ = ['preference_pairs', 'keep_answer', 'kept_answers', 'preference_result
 import json
 from pathlib import Path
 import torch
+from ..engine.files import read_text
 from ..engine.seeds import generator
 from .inputs import as_pictures
 from .intervals import Measured, wilson
@@ -34,7 +35,7 @@ def keep_answer(path: str | Path, number: int, side: str): # JSON lines; place i
 def kept_answers(path: str | Path) -> list: # of (number, side)
     "Read the answers back. Raises `ValueError` naming a line that is no answer."
     out = []
-    for k, line in enumerate(Path(path).read_text(encoding='utf-8').splitlines(), start=1):
+    for k, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             number, side = json.loads(line)
             out.append((int(number), str(side)))
