@@ -3,6 +3,7 @@ re-executes, cleans and exports them all, or those named (`story/06_unet`, or `0
 and keeps how long each took in data/results/chapter-times.json."""
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,23 @@ def package_files(root: Path) -> set[str]: # every file of the package, below it
             if p.is_file() and '__pycache__' not in p.parts}
 
 
+def fold(nb: dict) -> bool: # JupyterLab shows hidden cells and the solutions of exercises closed; True: changed
+    before = json.dumps([c['metadata'] for c in nb['cells']])
+    exercises = False
+    for c in nb['cells']:
+        src = ''.join(c['source'])
+        if c['cell_type'] == 'markdown' and src.startswith('#'): exercises = bool(re.match(r'#+ Exercise', src))
+        hidden = re.match(r'#\|\s*(hide|default_exp)', src) or exercises and re.match(r'(def|class) [mM]y_?\w', src)
+        if c['cell_type'] == 'code' and hidden: c['metadata']['jupyter'] = dict(source_hidden=True)
+    return before != json.dumps([c['metadata'] for c in nb['cells']])
+
+
+def fold_all(folder: Path): # rewrite those that a person would see open
+    for p in notebooks(folder/'nbs'):
+        nb = json.loads(p.read_text(encoding='utf-8'))
+        if fold(nb): p.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
 def check() -> list[str]: # all that is wrong; empty when nothing is
     wrong = []
     with tempfile.TemporaryDirectory() as tmp:
@@ -48,11 +66,12 @@ def check() -> list[str]: # all that is wrong; empty when nothing is
         for f in sorted(made & there):
             if (tmp/f).read_bytes() != (ROOT/f).read_bytes():
                 wrong.append(f'{f} is not what its notebook exports: run nbdev_export')
+        fold_all(tmp)
         nbdev('clean', 'nbdev_clean', tmp)
         for p in notebooks(NBS):
             name = p.relative_to(ROOT)
             if (tmp/name).read_bytes() != p.read_bytes():
-                wrong.append(f'{name.as_posix()} is not clean: run nbdev_clean')
+                wrong.append(f'{name.as_posix()} is not clean: run .ci/notebooks.py tidy')
     return wrong
 
 
@@ -79,6 +98,11 @@ def find(name: str) -> Path: # by its address, or by its stem where that is in o
     sys.exit(f'no notebook {name} in nbs/; there are {", ".join(address(p, NBS) for p in notebooks(NBS))}')
 
 
+def tidy(): # fold and clean
+    fold_all(ROOT)
+    nbdev('clean', 'nbdev_clean', ROOT)
+
+
 def run(names: list[str]): # none means all
     import nbformat
     from nbclient import NotebookClient
@@ -99,16 +123,17 @@ def run(names: list[str]): # none means all
         part.replace(p)
         keep_time(address(p, NBS), time.time() - start, processor() - spent)
         print(f'{time.time()-start:.0f} s', flush=True)
-    nbdev('clean', 'nbdev_clean', ROOT)
+    tidy()
     nbdev('doclinks', 'nbdev_export', ROOT)
 
 
 if __name__ == '__main__':
     what, *names = sys.argv[1:] or ['check']
     if what == 'run': run(names)
+    elif what == 'tidy': tidy()
     elif what == 'check':
         wrong = check()
         for w in wrong: print('notebooks:', w, file=sys.stderr)
         if not wrong: print(f'notebooks: {len(notebooks(NBS))} exported and clean')
         sys.exit(bool(wrong))
-    else: sys.exit('usage: notebooks.py check | run [NAME ...]')
+    else: sys.exit('usage: notebooks.py check | tidy | run [NAME ...]')

@@ -25,8 +25,8 @@ from ldm_nb.metrics import distances, intervals
 from ldm_nb.samplers import cut_sigmas
 
 # the chapters that ask for something, and for how much
-ASKED = {'story/02_data': 3, 'story/03_diffusion': 5, 'story/05_samplers': 4, 'story/05a_layers': 4, 'story/06_unet': 3,
-         'story/07_autoencoder': 4, 'story/08_losses': 4, 'story/10_attention': 1, 'story/11a_embedders': 1,
+ASKED = {'story/02_data': 3, 'story/03_diffusion': 5, 'story/05_samplers': 4, 'story/06_unet': 4, 'story/06_unet': 3,
+         'story/07_autoencoder': 4, 'story/08_losses': 4, 'story/10_attention': 1, 'story/11_text': 1,
          'story/12_guidance': 2, 'story/13_training': 2, 'story/14_one_object': 2, 'engine/01_seeds': 2,
          'metrics/00_reader': 3, 'metrics/02_intervals': 1, 'metrics/03_distances': 3}
 HOME = 'course/00_checks'
@@ -171,7 +171,7 @@ def test_student_edition_holds_no_solution(asked, edition, root):
 
 
 def test_answers_are_not_overwritten(edition, root):
-    mine = edition/'story/05a_layers.ipynb'
+    mine = edition/'story/06_unet.ipynb'
     before = mine.read_bytes()
     mine.write_bytes(before + b' ')
     with pytest.raises(ValueError, match='perhaps with answers'): write_student(edition, root/'nbs')
@@ -197,7 +197,7 @@ def test_with_solutions_pasted_back_it_is_this_course(edition, root):
 
 def test_a_student_runs_it_top_to_bottom(edition, root, tmp_path):
     # the lightest chapter, in a kernel, from the folder of the students, who have no data beside it
-    nb = pasted(read_notebook(edition/'story/05a_layers.ipynb'), read_notebook(root/'nbs/story/05a_layers.ipynb'))
+    nb = pasted(read_notebook(edition/'story/06_unet.ipynb'), read_notebook(root/'nbs/story/06_unet.ipynb'))
     look = dict(cell_type='code', id='data', metadata={}, execution_count=None, outputs=[],
                 source=['from ldm_nb.engine.files import data_path\n', 'data_path("pretrained")'])
     (edition/'story/_back.ipynb').write_text(json.dumps(nb | dict(cells=[*nb['cells'], look])))
@@ -220,15 +220,15 @@ def change(path, name, code): # the cell of an exercise; None: delete it
 
 def test_grading(edition, root, tmp_path):
     layers, p, q, broken = (f'story/{stem}.ipynb'
-                            for stem in ('05a_layers', '03_diffusion', '12_guidance', '07_autoencoder'))
+                            for stem in ('06_unet', '03_diffusion', '12_guidance', '07_autoencoder'))
     right = {e.name: e.code for chapter in (p, q) for e in exercises(read_notebook(root/'nbs'/chapter))}
     work = tmp_path/'work'
     for name in (layers, p, q, broken):
         (work/name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(edition/name, work/name)
-    shutil.move(work/layers, work/'05a_layers.ipynb') # handed in without its folder: known by its name
+    shutil.move(work/layers, work/'06_unet.ipynb') # handed in without its folder: known by its name
     p, q, broken = work/p, work/q, work/broken
-    shutil.copy(edition/'story/11a_embedders.ipynb', q.with_name('11a_embedders.ipynb'))
+    shutil.copy(edition/'story/11_text.ipynb', q.with_name('11_text.ipynb'))
     change(p, 'abar', right['abar'])
     change(p, 'q_sample', right['q_sample'].replace('a.sqrt()*z0', 'a*z0').replace('(1 - a).sqrt()*eps', '(1 - a)*eps'))
     change(p, 'from_v', 'def my_from_v(z_t, v, abar) return z_t')
@@ -236,7 +236,7 @@ def test_grading(edition, root, tmp_path):
     change(p, 'draw_t', None)
     change(q, 'guidance', 'import os\ndef my_guidance(uncond, cond, w): os._exit(0)')
     change(q, 'one_call', '%matplotlib inline\nimport math\n' + right['one_call'])
-    edited = q.with_name('11a_embedders.ipynb')
+    edited = q.with_name('11_text.ipynb')
     nb = read_notebook(edited) # somebody edits the check: it is the package's that counts
     for c in nb['cells']:
         if source(c) == 'checks.drop_some(my_drop_some)': c['source'] = ['print("drop_some: right")']
@@ -259,9 +259,9 @@ def test_grading(edition, root, tmp_path):
                                ('guidance', 'wrong', 'ended before it had an answer'), ('drop_some', 'wrong', ''),
                                ('kl', 'missing', 'no notebook')):
         assert got[name][0] == result and hint in got[name][1], (name, got[name])
-    handed_in = ('05a_layers', '03_diffusion', '12_guidance', '11a_embedders', '07_autoencoder')
+    handed_in = ('06_unet', '03_diffusion', '12_guidance', '11_text', '07_autoencoder')
     assert f'2 of {sum(ASKED[f"story/{c}"] for c in handed_in)} passed' in r.stdout, r.stdout
-    assert 'story/03_diffusion' in r.stdout and 'story/05a_layers' in r.stdout, r.stdout
+    assert 'story/03_diffusion' in r.stdout and 'story/06_unet' in r.stdout, r.stdout
 
 
 @pytest.mark.parametrize('args, contains', [
@@ -277,7 +277,7 @@ def test_refused(root, monkeypatch, capsys, args, contains):
 
 
 def test_solutions_stay_out(root): # half a marker, or a solution outside an exercise, is refused
-    nb = read_notebook(root/'nbs/story/05a_layers.ipynb')
+    nb = read_notebook(root/'nbs/story/06_unet.ipynb')
     for old, new in ((END, ''), ('checks.halve(my_halve)', 'print(1)')):
         bad = nb | dict(cells=[c | dict(source=[source(c).replace(old, new)]) for c in nb['cells']])
         with pytest.raises(ValueError): student_notebook(bad)

@@ -147,7 +147,7 @@ def test_missing_module(tree, name):
 def test_not_clean(tree):
     edit(tree/IMAGES, lambda cells: next(c for c in cells if c['cell_type'] == 'code').update(execution_count=7))
     r = script(tree, 'notebooks', 'check')
-    assert r.returncode and f'{IMAGES} is not clean: run nbdev_clean' in r.stderr
+    assert r.returncode and f'{IMAGES} is not clean: run .ci/notebooks.py tidy' in r.stderr
     assert FILES not in r.stderr and 'exports' not in r.stderr
 
 
@@ -335,7 +335,7 @@ def test_order_of_reading(root, story): # the story first, numbers as numbers, t
     assert names[0] == 'story/00_start_here' and names[-1] == 'index'
     parts = list(dict.fromkeys(n.partition('/')[0] for n in names))[:-1]
     assert parts == [p for p in story.house.FOLDERS if p in parts]
-    assert (names.index('story/05_samplers') < names.index('story/05a_layers') < names.index('story/06_unet') <
+    assert (names.index('story/05_samplers') < names.index('story/06_unet') < names.index('story/06_unet') <
             names.index('story/10_attention'))
 
 

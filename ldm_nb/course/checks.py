@@ -336,7 +336,7 @@ def karras_sigmas(answer):
 # %% ../../nbs/course/00_checks.ipynb #e0448fed
 @check
 def group_norm(answer):
-    "Chapter 05a: zero mean and unit standard deviation over (channels of a group, h, w), for each image."
+    "Chapter 06: zero mean and unit standard deviation over (channels of a group, h, w), for each image."
     h, g, eps = torch.randn(3, 8, 3, 5)*torch.rand(3, 8, 1, 1)*3 + torch.randn(3, 8, 1, 1), 4, 1e-6
     unit = lambda axes, unbiased=False, v=h: (v - v.mean(axes, keepdim=True))/(
         v.var(axes, unbiased=unbiased, keepdim=True) + eps).sqrt()
@@ -355,7 +355,7 @@ def group_norm(answer):
 # %% ../../nbs/course/00_checks.ipynb #615cdf9b
 @check
 def halve(answer):
-    "Chapter 05a: a 3x3 convolution of stride 2 that pads right and bottom alone, as the published autoencoder does."
+    "Chapter 06: a 3x3 convolution of stride 2 that pads right and bottom alone, as the published autoencoder does."
     h, w, b = torch.randn(2, 3, 6, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
     conv = lambda *pad: F.conv2d(F.pad(h, pad), w, b, stride=2)
     same(answer(h, w, b), conv(0, 1, 0, 1), 'the smaller map', {
@@ -380,7 +380,7 @@ def heads_attention(q, k, v, heads: int, scale: float | None = None, axis: int =
 
 @check
 def attention(answer):
-    "Chapter 05a: softmax attention in several heads over tokens (b, n, c)."
+    "Chapter 06: softmax attention in several heads over tokens (b, n, c)."
     q, k, v = torch.randn(3, 2, 5, 6)*2
     same(answer(q, k, v, 2), heads_attention(q, k, v, 2), 'what attention returns', {
         'the scores are not divided by the square root of the width of a head': heads_attention(q, k, v, 2, 1.),
@@ -396,7 +396,7 @@ def attention(answer):
 # %% ../../nbs/course/00_checks.ipynb #6b2777ad
 @check
 def timestep_embedding(answer):
-    "Chapter 05a: cosines, then sines, of t times frequencies from 1 down to nearly 1/10000."
+    "Chapter 06: cosines, then sines, of t times frequencies from 1 down to nearly 1/10000."
     t, half = torch.tensor([0., 1., 2.5]), 4
     waves = lambda omega: (lambda a: [a.cos(), a.sin()])(t[:, None]*omega)
     omega = 10000.**(-torch.arange(half)/half)
@@ -660,7 +660,7 @@ def cross_attention(answer):
 # %% ../../nbs/course/00_checks.ipynb #3c160043
 @check
 def drop_some(answer):
-    "Chapter 11a: with probability p a whole caption becomes the null ids, each caption on its own."
+    "Chapter 11: with probability p a whole caption becomes the null ids, each caption on its own."
     y, null = torch.randint(1, 9, (4000, 6)), torch.zeros(6, dtype=torch.int64)
     before = y.clone()
     got = answer(y, null, .1)

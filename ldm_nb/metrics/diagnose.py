@@ -168,7 +168,7 @@ def check_time(p: Probe) -> Finding:
     "Whether time and latent of a noise level are right. Raises `ValueError` for a network without a `TimeMLP`."
     ldm, name, heard, shown = p.ldm, 'time', [], []
     mlp = next((m for m in ldm.net.modules() if isinstance(m, TimeMLP)), None)
-    if mlp is None: raise ValueError('this network has no TimeMLP (chapter 05a): there is nowhere to listen')
+    if mlp is None: raise ValueError('this network has no TimeMLP (chapter 06): there is nowhere to listen')
     ears = [mlp.register_forward_pre_hook(lambda _, args: heard.append(args[0].float().mean().item())),
             ldm.net.register_forward_pre_hook(lambda _, args: shown.append(args[0].float().std().item()))]
     steps = [int(f*(len(ldm.schedule) - 1)) for f in (0, .25, .5, .75, 1)]
