@@ -101,7 +101,7 @@ def test_save_and_load(ldm, tmp_path):
 
 def test_doors(): # what users import hands on what stands elsewhere, and nothing else
     import ldm_nb.data, ldm_nb.pretrained
-    assert set(ldm_nb.data.__all__) == {'Postcards', 'ImageFolder', 'show_images'}
+    assert set(ldm_nb.data.__all__) == {'Postcards', 'ImageFolder', 'show_grid', 'show_images'}
     assert set(ldm_nb.pretrained.__all__) == {'load_diffusers', 'load_compvis', 'save_diffusers', 'paper_model'}
     assert all(callable(getattr(m, n)) and getattr(m, n).__module__ != m.__name__
                for m in (ldm_nb.data, ldm_nb.pretrained) for n in m.__all__)
