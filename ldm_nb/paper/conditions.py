@@ -48,7 +48,7 @@ def make_embedder(condition: str, # 'none', a key of `NEEDS`, or several with + 
                   vocab: list | None = None, # of text; None: `shipped_vocab`
                   size: int | None = None # of layouts, as in `LayoutEmbedder`
     ) -> nn.Module | None:
-    "The embedder for a condition. Raises `ValueError` for an unknown one, or where the data do not have what it needs."
+    "The embedder for a condition. Raises `ValueError` for an unknown one, or if the data lack the column it needs."
     if condition == 'none': return None
     if unknown := [k for k in condition.split('+') if k not in NEEDS]:
         raise ValueError(f'--condition {unknown[0]!r}: '
@@ -126,7 +126,7 @@ def make_unet(embedder: nn.Module | None, # from `make_embedder`
 
 # %% ../../nbs/paper/04_conditions.ipynb #3c15cb2c
 def needs_of(embedder) -> tuple[str, str]: # (column of the data, words for an error)
-    "The column of the data that an embedder needs. Raises `ValueError` for an embedder that only published models have."
+    "The column of the data that an embedder needs. Raises `ValueError` for one that only published models have."
     name = embedder.wants if embedder.wants in NEEDS else embedder.kind # a frozen text encoder takes captions, too
     if name not in NEEDS: raise ValueError(f'no data set of ours has what {embedder.kind} needs')
     return NEEDS[name]

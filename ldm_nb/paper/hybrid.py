@@ -39,7 +39,7 @@ class HybridEmbedder(Condition):
             raise ValueError(f'this model is not told {", ".join(map(repr, odd))}: it is told {", ".join(self.parts)}')
 
     def choose(self, y=None, image=None, mask=None) -> dict: # as `sample` takes them -> name -> what that part takes
-        "Give `y` to the parts by name, or to each part that is not an image. Raises `ValueError` if a part gets none, or two."
+        "Give `y` to the parts by name, or to each that is no image. Raises `ValueError` if a part gets none or two."
         by_name, given, missing = isinstance(y, dict), {}, []
         if by_name: self.check_names(y)
         for k, e in self.parts.items():
