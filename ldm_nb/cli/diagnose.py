@@ -18,7 +18,7 @@ from ..samplers import SAMPLERS
 
 # %% ../../nbs/cli/08_diagnose.ipynb #91f8cc31
 def main(argv: list | None = None): # None: the command line
-    "`ldm-diagnose`: exit code 0 where nothing is wrong, 1 where something is, 2 for what cannot be looked at."
+    "`ldm-diagnose`: exit code 0 if nothing is wrong, 1 if something is, 2 if the input cannot be checked."
     def run(argv):
         parser = Parser('ldm-diagnose', description='Look for the classic mistakes in a model that was trained, '
                                                     'and draws noise (chapter metrics/07_diagnose).')
@@ -41,7 +41,7 @@ def main(argv: list | None = None): # None: the command line
     if guarded(run, argv, 'nothing was found out'): raise SystemExit(1)
 
 def averages(path) -> dict: # name -> tensor
-    "The averaged weights in a checkpoint. Raises `FileNotFoundError`, or `ValueError` for a file that is none."
+    "The averaged weights in a checkpoint. Raises `FileNotFoundError`, or `ValueError` for another sort of file."
     state = read_torch(path)
     found = state.get('ema') if isinstance(state, dict) else None
     if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):

@@ -22,7 +22,7 @@ from ..samplers import SAMPLERS
 
 # %% ../../nbs/cli/07_evaluate.ipynb #13e137c5
 def evaluate_parser() -> Parser: # of ldm-evaluate
-    "What `ldm-evaluate` understands."
+    "The arguments of `ldm-evaluate`."
     p = Parser('ldm-evaluate', description='Draw images like held-out ones and measure them; '
                                            'or measure the reconstructions of a first stage. Each number comes with a '
                                            '95 % interval, what real images get in its place, and its sample count.')
@@ -47,7 +47,7 @@ def evaluate_parser() -> Parser: # of ldm-evaluate
 
 # %% ../../nbs/cli/07_evaluate.ipynb #9cf178a0
 def checked(a: argparse.Namespace): # what `evaluate_parser` read
-    "Raise `ValueError` or `OSError` for what would only fail after the images are drawn."
+    "Check before sampling what would otherwise fail after it. Raises `ValueError` or `OSError`."
     if not 2*BLOCKS <= a.n <= 10**7:
         raise ValueError(f'--n {a.n}: expected at least {2*BLOCKS} images, at most 10 million')
     if a.batch_size < 1: raise ValueError(f'--batch-size {a.batch_size}: expected 1 or more')
@@ -55,7 +55,7 @@ def checked(a: argparse.Namespace): # what `evaluate_parser` read
     if a.out is not None: a.out = writable_file(a.out, (), make=True)
 
 def measured_by(a: argparse.Namespace, device) -> dict: # name -> Measured
-    "What the command asks for. Raises `ValueError` or `OSError`."
+    "The measurements that the arguments ask for. Raises `ValueError` or `OSError`."
     folder = find_pretrained(a.model)
     network = inception_features(device) if a.features == 'inception' else None
     how = dict(data=a.data, n=a.n, seed=a.seed, network=network, batch_size=a.batch_size)
@@ -80,7 +80,7 @@ def main(argv: list | None = None): # None: the command line
     guarded(run, argv, 'nothing was measured')
 
 def write_table(a: argparse.Namespace, rows: dict, argv: list, seconds: float, device):
-    "The numbers and how they came about, as JSON; before they are printed, where a reader may be gone."
+    "Write the numbers and how they were measured as JSON; first, since printing fails if the pipe is closed."
     place = find_pretrained(a.model)
     finished = (place/'model.safetensors').is_file() # else a run that may have gone on since
     said = dict(command=shlex.join(['ldm-evaluate', *argv]), **vars(a)) | dict(

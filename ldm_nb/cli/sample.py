@@ -26,7 +26,7 @@ from ..request import Request, check_int, check_memory, height_width
 
 # %% ../../nbs/cli/04_sample.ipynb #cfa7ed0b
 def sample_parser() -> Parser: # of ldm-sample
-    "What `ldm-sample` understands."
+    "The arguments of `ldm-sample`."
     p = Parser('ldm-sample', description='Draw images from a caption with a trained model.')
     p.add_argument('prompt', nargs='*', help='one or more captions; classes by name or id; layouts like '
                                              '"house .2 .4 .5 .8, tree .6 .5 .7 .9"; as the model was trained')
@@ -80,7 +80,7 @@ def main(argv: list | None = None): # None: the command line
     guarded(run, argv, 'no image was written')
 
 def draw(ldm: LatentDiffusion, request: Request, batch_size: int) -> torch.Tensor: # (n, 3, h, w) in [-1, 1]
-    "As `sample`, with a bar over the steps where somebody looks."
+    "As `sample`, with a progress bar in a terminal."
     check_memory(ldm, request, min(batch_size, len(request)))
     parts, images = request.batches(batch_size), []
     bar = tqdm(total=len(parts)*(len(request.sigmas) - 1), unit='step', disable=None, leave=False)
@@ -93,7 +93,7 @@ def draw(ldm: LatentDiffusion, request: Request, batch_size: int) -> torch.Tenso
 # %% ../../nbs/cli/04_sample.ipynb #da5369a8
 def sample_arguments(ldm: LatentDiffusion, a: argparse.Namespace # what `sample_parser` read
     ) -> dict: # y, negative, and pictures: as `LatentDiffusion.sample` takes them
-    "From words and files to what a model is conditioned on. Raises `ValueError` or `OSError`."
+    "From words and files to the arguments of `sample`. Raises `ValueError` or `OSError`."
     embedder = ldm.embedder
     parts = {} if embedder is None else embedder.named_parts()
     slots = () if embedder is None else embedder.image_slots
@@ -121,7 +121,7 @@ def sample_arguments(ldm: LatentDiffusion, a: argparse.Namespace # what `sample_
     return dict(y=y, negative=negative) | pictures(ldm, a)
 
 def pictures(ldm: LatentDiffusion, a: argparse.Namespace) -> dict: # image, mask, init and size, as `sample` takes them
-    "The pictures of a call, those that can be fitted. Raises `ValueError` that names the option."
+    "The images and masks of a call, scaled to a size that works. Raises `ValueError` that names the option."
     found = {k: open_image(k, getattr(a, k)) for k in ('image', 'mask', 'init') if getattr(a, k)}
     size = a.size
     fitted = [k for k in found if k == 'init' or 'mask' in found] # an image to enlarge says its size itself
@@ -140,7 +140,7 @@ def pictures(ldm: LatentDiffusion, a: argparse.Namespace) -> dict: # image, mask
 
 def fitted_size(ldm: LatentDiffusion, im: Image.Image, size=None # as `sample` takes it; None: near the trained one
     ) -> tuple[int, int]: # (h, w): that of the picture, where it works and is at most twice as large as trained
-    "The size at which a picture is drawn: in its shape, up to 4:1, with as many pixels as the model was trained on."
+    "The size to sample at: the aspect ratio of the image, up to 4:1, and as many pixels as in training."
     if size is not None: return height_width(size)
     unit = ldm.autoencoder.f*ldm.net.factor
     if not (im.height % unit or im.width % unit or im.height*im.width > 4*ldm.size**2): return im.height, im.width

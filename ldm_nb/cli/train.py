@@ -51,7 +51,7 @@ SWITCHES = [
     ('compile', 'compile the network first: minutes, then faster steps')]
 
 def train_parser() -> Parser: # of ldm-train
-    "What `ldm-train` understands."
+    "The arguments of `ldm-train`."
     p = Parser('ldm-train', description='Train a stage of a latent diffusion model. '
                                         'What data need (rendering, latents) is done once and kept in a cache.')
     p.add_argument('stage', choices=list(PRESETS), help='what to train; the reader always learns from postcards')
@@ -78,7 +78,7 @@ def train_parser() -> Parser: # of ldm-train
     return p
 
 def add_stage_options(p: Parser):
-    "What one stage alone understands."
+    "The arguments of one stage only."
     g = p.add_argument_group('autoencoder')
     g.add_argument('--f', type=int, default=4, help='downsampling factor: 1, 2, 4, 8, 16 or 32 (default 4)')
     g.add_argument('--regulariser', default='kl', help='kl or vq (default kl)')
@@ -112,7 +112,7 @@ def read_train(argv: list[str]) -> argparse.Namespace:
     return a
 
 def settings(a: argparse.Namespace) -> dict: # of `read_train`
-    "What a recipe, or a dry run, is called with."
+    "The keyword arguments of a recipe, or of a dry run."
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],

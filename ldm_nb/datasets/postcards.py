@@ -20,7 +20,7 @@ from ..engine.files import (
 
 # %% ../../nbs/datasets/03_postcards.ipynb #76d66a9f
 class Postcards:
-    "Drawn landscapes with caption, class, boxes and map. Item i depends on `seed` and i alone."
+    "Rendered landscapes with caption, class, boxes and map. Item i depends on `seed` and i alone."
     def __init__(self, n: int = 10_000, # how many
                  size: int = 64, # pixels a side
                  seed: int = 0): # another seed is another data set, disjoint in practice
@@ -87,7 +87,7 @@ def render_all(ds: Postcards, # what to draw
                workers: int | None = None, # processes; None: as many as there are cores
                cache: Path | None = None # folder; None: `cache_folder()`
     ) -> dict: # image (n, 3, h, w) and map (n, h, w) uint8, label (n,), attributes: name -> (n,), lists caption, boxes
-    "All postcards as arrays, drawn in parallel and cached on disk. Raises `OSError` if the cache cannot be written."
+    "All postcards as arrays, rendered in parallel and cached on disk. Raises `OSError` if the cache cannot be written."
     key = hashlib.sha256(b''.join(v.tobytes() for i in range(2) for v in render(Postcards(2, ds.size, ds.seed).scene(i),
                                                                                 ds.size).values())).hexdigest()[:12]
     folder = Path(cache or cache_folder())/f'postcards-{ds.size}-{ds.seed}-{key}'

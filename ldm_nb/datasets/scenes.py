@@ -22,7 +22,7 @@ ATTRIBUTES = dict(time=TIMES, season=SEASONS, house=HOUSES, trees=(0, 1, 2, 3, 4
 # %% ../../nbs/datasets/01_scenes.ipynb #4513443c
 @dataclass(frozen=True)
 class Scene:
-    "A postcard before it is drawn. Positions and sizes are fractions of the image's side."
+    "The description of a postcard. Positions and sizes are fractions of the image's side."
     time: str # one of `TIMES`
     season: str # one of `SEASONS`
     house: str # one of `HOUSES`: a colour, or 'none'
@@ -40,14 +40,14 @@ class Scene:
     def label(self) -> int: return TIMES.index(self.time)*4 + SEASONS.index(self.season)
 
     def attributes(self) -> dict: # attribute -> one of `ATTRIBUTES[attribute]`
-        "What the reader reads and captions speak of."
+        "The attributes that captions name and the attribute reader predicts."
         return {k: len(self.trees) if k == 'trees' else getattr(self, k) for k in ATTRIBUTES}
 
 # %% ../../nbs/datasets/01_scenes.ipynb #eb6e8f0e
 def random_scene(rng: np.random.Generator, # where the randomness comes from
                  **fixed # attributes to hold, e.g. `time='night'`
     ) -> Scene: # drawn from the prior: every attribute independent
-    "Draw a scene. Raises `ValueError` for an attribute or value that postcards do not have."
+    "A random scene. Raises `ValueError` for an attribute or value that postcards do not have."
     for k, v in fixed.items():
         if k not in ATTRIBUTES or v not in ATTRIBUTES[k]:
             raise ValueError(f'postcards cannot have {k}={v!r}; they have ' +
@@ -216,7 +216,7 @@ GRAIN = .012 # standard deviation, for pixels in [0, 1]
 
 def render(scene: Scene, size: int = 64 # pixels a side, at least 8
     ) -> dict: # image (h, w, 3) uint8; map (h, w) int64; boxes (k, 5) float32: class, x0, y0, x1, y1
-    "Draw a scene. The same scene and size give the same bytes."
+    "Render a scene. The same scene and size give the same bytes."
     if size < 8: raise ValueError(f'size={size}: postcards need at least 8 pixels a side')
     c, rng = Canvas(size), np.random.default_rng(scene.texture)
     draw_sky(c, scene)

@@ -48,7 +48,7 @@ class Report(list):
 LEVELS = (100, 300, 500, 700) # steps at which the network is asked
 
 class Probe:
-    "A model and a batch, encoded once, and one draw of noise."
+    "A model, a batch that is encoded once, and one noise for all checks."
     def __init__(self, ldm: LatentDiffusion, batch: dict, # as for `diagnose`
                  sampler: str | Callable = 'ddim', loss: Callable | None = None, average=None, seed: int = 0):
         x, e = batch.get('image'), ldm.embedder
@@ -100,7 +100,7 @@ class Probe:
 
     def errors(self, answers: dict, prediction_type: str | None = None
         ) -> Tensor: # (b,): in units of the noise, the mean over levels
-        "How far the noise that an answer stands for is from the noise that was added."
+        "The mean squared error of the noise that a prediction implies, an image each."
         off = []
         for k, out in answers.items():
             (_, z_t), abar = self.asked(k), self.ldm.schedule.abar[k].item()
@@ -115,7 +115,7 @@ def better_by(b: Tensor, a: Tensor) -> float: # errors of the same images, (n,)
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #3908afdc
 def check_pixels(p: Probe) -> Finding:
-    "Whether the batch is in [-1, 1], and fills it."
+    "Whether the pixels of the batch span [-1, 1]."
     lo, hi, name = p.x.min().item(), p.x.max().item(), 'pixels'
     found = f'{lo:.3g} to {hi:.3g}, standard deviation {p.x.std():.2g}; expected -1 to 1'
     if not p.x.isfinite().all(): return Finding(name, False, found, 'the batch has pixels that are no numbers')
@@ -151,7 +151,7 @@ def displaced(x: Tensor, y: Tensor, most: int = 4
     return min(off, key=off.get)
 
 def check_first_stage(p: Probe) -> Finding:
-    "Whether images come back from the first stage, and to the same place."
+    "Whether the first stage reconstructs images, without a shift."
     y = p.ldm.autoencoder.decode(p.z0).clamp(-1, 1)
     psnr, at, name = mse_to_psnr((p.x - y).square().mean().clamp(min=1e-9)).item(), displaced(p.x, y), 'first stage'
     found = f'{psnr:.1f} dB, displaced by {at}; expected above 18 dB and (0, 0)'
@@ -165,7 +165,7 @@ def check_first_stage(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #b852a2d1
 def check_time(p: Probe) -> Finding:
-    "Whether time and latent of a noise level are right. Raises `ValueError` for a network without a `TimeMLP`."
+    "Whether the network gets the right timestep and latent. Raises `ValueError` for a network without a `TimeMLP`."
     ldm, name, heard, shown = p.ldm, 'time', [], []
     mlp = next((m for m in ldm.net.modules() if isinstance(m, TimeMLP)), None)
     if mlp is None: raise ValueError('this network has no TimeMLP (chapter 06): there is nowhere to listen')
@@ -195,7 +195,7 @@ def cut(c: Cond, n: int) -> Cond: # the first n
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #3c7dd51b
 def check_loss(p: Probe) -> Finding:
-    "Whether the loss shows z_t, tells t and wants the target, all of the same step."
+    "Whether z_t, t and the target of the loss belong to the same timestep."
     if p.loss is None: return Finding('loss', None, 'no loss was given: loss=')
     s, t, seen = p.ldm.schedule, torch.tensor([1, 250, 500, 998]).repeat(2), []
     z0, eps = p.z0[:8].cpu(), p.eps[:8].cpu()
@@ -228,7 +228,7 @@ def check_loss(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #82a64ca9
 def check_answer(p: Probe) -> Finding:
-    "Whether the network has learnt something, and is read as what it says."
+    "Whether the network is better than predicting 0, and its prediction_type is right."
     each, name = {k: p.errors(p.plain, k).mean().item() for k in PREDICTION_TYPES}, 'answer'
     own, best = each[p.ldm.prediction_type], min(each, key=each.get)
     found = ', '.join(f'read as {k} {v:.3g}'
@@ -244,7 +244,7 @@ def check_answer(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #5276d2ca
 def check_heads(p: Probe) -> Finding:
-    "Whether another number of heads would answer better, by three standard errors."
+    "Whether another number of heads gives a smaller error, by three standard errors."
     layers, own, name = [m for m in p.ldm.net.modules() if hasattr(m, 'heads')], p.errors(p.plain), 'heads'
     if not layers: return Finding(name, None, 'the network has no attention')
     had, gain = [m.heads for m in layers], {}
@@ -265,7 +265,7 @@ def check_heads(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #2e11988a
 def check_condition(p: Probe) -> Finding:
-    "Whether the right condition helps, by three standard errors."
+    "Whether the right condition lowers the error, by three standard errors."
     name = 'condition'
     if p.ldm.embedder is None: return Finding(name, None, 'the model has none')
     right, wrong = p.errors(p.plain), p.errors(p.answers(Cond(*(None if v is None else v.roll(1, 0) for v in p.c))))
@@ -277,7 +277,7 @@ def check_condition(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #3fff8f56
 def check_mask(p: Probe) -> Finding:
-    "Whether a model that fills holes sees what is kept, and not what is in the hole."
+    "Whether an inpainting model sees the known part, and not what is in the hole."
     e, name = p.ldm.embedder, 'mask'
     part = next((v for v in ({} if e is None else e.named_parts()).values() if isinstance(v, InpaintEmbedder)), None)
     if part is None: return Finding(name, None, 'the model fills no holes')
@@ -303,7 +303,7 @@ def check_mask(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #d09ecd44
 def check_guidance(p: Probe) -> Finding:
-    "Whether guidance of weight w goes w of the way from nothing to the condition."
+    "Whether guidance of weight w extrapolates by w, from the null condition to the condition."
     ldm, e, n, name = p.ldm, p.ldm.embedder, 4, 'guidance'
     if e is None: return Finding(name, None, 'the model has no condition')
     plan, sigma = p.request(n, guidance=1.), ldm.schedule.sigma[500].item()
@@ -324,7 +324,7 @@ def check_guidance(p: Probe) -> Finding:
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #5a6b8df4
 def check_sampler(p: Probe) -> Finding:
-    "Whether the sampler gives Gaussian data back, from their exact denoiser."
+    "Whether the sampler, with the exact denoiser of Gaussian data, gives their standard deviation."
     sigmas, found = sampling_sigmas(p.ldm.schedule.sigma, 200, final_sigma=0.), {}
     with torch.random.fork_rng([]):
         torch.manual_seed(p.seed)

@@ -19,13 +19,13 @@ from .reader import Reader, load_reader
 
 # %% ../../nbs/metrics/03_distances.ipynb #bd6ecd8b
 def at_64(x: torch.Tensor) -> torch.Tensor: # b 3 h w -> b 3 64 64
-    "As the reader knows images."
+    "Images scaled to the size that the reader was trained on."
     return (x if x.shape[-2:] == (64, 64)
             else F.interpolate(x, (64, 64), mode='bilinear', antialias=True, align_corners=False))
 
 def reader_features(reader: Reader | None = None # None: the shipped one
     ): # a network: x (b, 3, h, w) in [-1, 1] -> features (b, 384), logits (b, 16) of time x season
-    "The reader as measures of sets take it; other sizes are scaled to 64x64."
+    "The reader as a feature network for distances between sets; other sizes are scaled to 64x64."
     reader = reader or load_reader()
     @torch.no_grad()
     def network(x):
@@ -50,7 +50,7 @@ def inception_features(device='cpu'): # a network: x (b, 3, h, w) in [-1, 1] -> 
 
 # %% ../../nbs/metrics/03_distances.ipynb #7b2859db
 class Seen(NamedTuple):
-    "What a network made of a set of images."
+    "The features and logits of a set of images."
     features: torch.Tensor # (n, d) float64, on the CPU
     logits: torch.Tensor | None # (n, k) float64
     size: tuple # (h, w) of the images
@@ -64,7 +64,7 @@ def embed(network, # as `reader_features` makes it
           x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
           batch_size: int = 100 # images at a time
     ) -> Seen:
-    "Show images to a network. Raises `ValueError` for what is no set of images, or another range than [-1, 1]."
+    "Compute the features of images. Raises `ValueError` if `x` is not a set of images in [-1, 1]."
     x = as_pictures(x, 'images')
     out = [network(part) for part in x.split(batch_size)]
     double = lambda k: None if out[0][k] is None else torch.cat([o[k].double().cpu() for o in out])
@@ -72,7 +72,7 @@ def embed(network, # as `reader_features` makes it
 
 # %% ../../nbs/metrics/03_distances.ipynb #25f8b2ea
 class Same(nn.Module):
-    "A network that does nothing, for torchmetrics: what it is given are features already."
+    "An identity network for torchmetrics, since we pass features instead of images."
     def __init__(self, d: int): super().__init__(); self.num_features = d
 
     def forward(self, h): return h
@@ -108,7 +108,7 @@ def kid(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d) features, f
 
 def inception_score(logits: torch.Tensor # (n, k)
     ) -> torch.Tensor: # scalar, 1 to k
-    "How clearly images are of a class, and how evenly of all (Salimans et al. 2016). Raises as `as_features`."
+    "How certain each image's class is, and how evenly classes occur (Salimans et al. 2016). Raises as `as_features`."
     from torchmetrics.image.inception import InceptionScore
     logits, = as_features(logits, least=1, what='logits')
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
@@ -133,7 +133,7 @@ def precision_recall(real: torch.Tensor, drawn: torch.Tensor, # (n, d) and (m, d
                      k: int = 3, # neighbours that a ball reaches to
                      chunk: int = 1000 # rows at a time: bounds the memory
     ) -> tuple: # precision, recall: scalars, 0 to 1
-    "Of drawn images among real ones, and the reverse (Kynkaanniemi et al. 2019). Raises `ValueError` for too few."
+    "Precision and recall of samples (Kynkaanniemi et al. 2019). Raises `ValueError` for too few images."
     real, drawn = as_features(real, drawn)
     if not 0 < k < min(len(real), len(drawn)):
         raise ValueError(f'{len(real)} real and {len(drawn)} drawn images: '

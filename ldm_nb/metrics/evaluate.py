@@ -51,7 +51,7 @@ def kinds_of(embedder) -> list[str]: # empty for an unconditional model
 def prompts_and_truth(embedder, data: dict, # of the model; one of `held_out`
                       i: torch.Tensor, where: str # (b,) which images; the name of the data, for errors
     ) -> tuple: # arguments of `LatentDiffusion.sample`; what is known of these images, as judges take it
-    "What asks for images like these. Raises `ValueError` where the data do not have what the model is conditioned on."
+    "Prompts and truth of these images. Raises `ValueError` if the data lack the condition."
     parts = {} if embedder is None else embedder.named_parts()
     for e in parts.values():
         column, words = needs_of(e)
@@ -99,7 +99,7 @@ def evaluate(ldm: LatentDiffusion, # on the device where it shall work
              batch_size: int = 32, # images at a time
              keep: list | None = None # here the first chunk of images is left, to be looked at
     ) -> dict: # name -> Measured: five measures of sets, the judge's of each condition, the first stage
-    "Draw images like held-out ones, and measure them. Raises `ValueError` for a bad request, or broken images."
+    "Sample with conditions of held-out images, and measure. Raises `ValueError` for a bad request or broken images."
     batch_size = check_int('batch_size', batch_size, 1)
     how = dict(steps=steps, guidance=guidance, sampler=sampler, eta=eta, batch_size=batch_size)
     reader = (reader or load_reader()).to(ldm.device).eval()
@@ -122,7 +122,7 @@ def evaluate(ldm: LatentDiffusion, # on the device where it shall work
 # %% ../../nbs/metrics/05_evaluate.ipynb #0c39f2a7
 def beside(ldm, x: torch.Tensor, a: dict, batch_size: int # drawn; what is known, as `prompts_and_truth` gives it
     ) -> dict: # name -> images (b, 3, h, w): drawn, real, first stage, and what the condition alone would give
-    "The sets that are looked at."
+    "The sets of images that are embedded: samples, and baselines to compare with."
     out = (dict(drawn=x, real=a['image']) |
            {'first stage': reconstruct(ldm.autoencoder, a['image'], batch_size, ldm.device)})
     if 'mask' in a:
@@ -138,7 +138,7 @@ def judged(kinds: list, pictures: dict, # of `kinds_of`, `beside`
            fair: bool, # judge not what was drawn but what makes the floor
            a: dict, reader: Reader, distance # as in `judge_text`
     ) -> dict: # name -> Tally
-    "All verdicts on a chunk. Attributes are judged on postcards alone: of other images the reader knows nothing."
+    "All tallies of a chunk. Attributes are judged on postcards only, since the reader knows no other images."
     out = {}
     for k in kinds:
         if k in ('text', 'frozen', 'class') and 'map' not in a: continue
@@ -148,7 +148,7 @@ def judged(kinds: list, pictures: dict, # of `kinds_of`, `beside`
 
 def summary(reference: Seen, seen: dict, drawn: list, fair: list # name -> Seen; tallies, a dict a chunk
     ) -> dict: # name -> Measured
-    "From what was seen and counted to numbers."
+    "From features and tallies to numbers with intervals."
     out = compare(reference, seen['drawn'], seen['real'])
     floor = out['FID'].floor
     out |= {f'FID of {k}': frechet(reference, seen[k], floor) for k in ('mean colour', 'bicubic') if k in seen}

@@ -39,7 +39,7 @@ def as_pictures(x: torch.Tensor, # (n, 3, h, w): uint8, or floats in [-1, 1]
 # %% ../../nbs/metrics/00a_inputs.ipynb #f4b6edb5
 def picture_pairs(x: torch.Tensor, y: torch.Tensor, # (n, 3, h, w) each, as `as_pictures` takes them; they may overshoot
     ) -> tuple[torch.Tensor, torch.Tensor]: # the same, floating-point; y cut to [-1, 1]
-    "Check pictures and what they became. Raises `ValueError` as `as_pictures`, and for unequal shapes."
+    "Check two sets that are compared image by image. Raises `ValueError` as `as_pictures`, and for unequal shapes."
     x, y = as_pictures(x, overshoot=True), as_pictures(y, overshoot=True)
     if x.shape != y.shape:
         raise ValueError(f'images of shapes {tuple(x.shape)} and {tuple(y.shape)}: expected the same')

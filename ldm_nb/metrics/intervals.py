@@ -15,7 +15,7 @@ import torch
 # %% ../../nbs/metrics/02_intervals.ipynb #8e9dba34
 @dataclass
 class Measured:
-    "A number, its 95 % interval, how many images it rests on, and what real images get in its place."
+    "A number, its 95 % interval, the number of images, and the value of real images."
     value: float
     low: float # end of the interval
     high: float # its other end
@@ -45,7 +45,7 @@ def bootstrap(num: torch.Tensor,
               den: torch.Tensor, # (n, k) each: what is summed over the images and divided, column by column
               level: float = .95, resamples: int = 1000, seed: int = 0 # of the interval; how often; of the draws
     ) -> tuple: # (low, high)
-    """The percentile interval of the mean over columns of sum(num)/sum(den), over images drawn again (Efron 1979).
+    """The percentile interval of the mean over columns of sum(num)/sum(den), for resampled images (Efron 1979).
     Raises `ValueError` for unequal shapes, no images, and NaN."""
     if num.shape != den.shape or num.ndim != 2 or not num.numel() or not (num.isfinite() & den.isfinite()).all():
         raise ValueError(f'sums of shapes {tuple(num.shape)} and {tuple(den.shape)}: expected two of (n, k) numbers, '
@@ -62,7 +62,7 @@ def bootstrap(num: torch.Tensor,
 # %% ../../nbs/metrics/02_intervals.ipynb #b28ce01c
 @dataclass
 class Tally:
-    "For each image, what counts and out of how much; (n, k), the columns are averaged at the end."
+    "A numerator and a denominator for each image; (n, k), the columns are averaged at the end."
     num: torch.Tensor
     den: torch.Tensor # 0 where an image was not asked
     share: bool = False # of right answers: Wilson's interval, as if each image had answered one question

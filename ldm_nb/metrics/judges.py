@@ -43,7 +43,7 @@ def judge_class(x, a, reader, distance) -> dict: # as `judge_text`
 def drawn_boxes(seg: np.ndarray, # (h, w) class ids
                 cls: int
     ) -> torch.Tensor: # (k, 4) x0, y0, x1, y1 in fractions
-    "A box about each connected region of a class."
+    "A box around each connected region of a class."
     from scipy.ndimage import find_objects, label
     (h, w), found = seg.shape, find_objects(label(seg == cls)[0])
     return torch.tensor([[s[1].start/w, s[0].start/h, s[1].stop/w, s[0].stop/h] for s in found]).reshape(-1, 4)
@@ -65,7 +65,7 @@ def judge_layout(x, a, reader, distance) -> dict: # as `judge_text`
 # %% ../../nbs/metrics/04_judges.ipynb #9d3998be
 @torch.no_grad()
 def segment(reader: Reader, x: torch.Tensor) -> torch.Tensor: # b 3 h w in [-1, 1] -> (b, 64, 64) class ids, on the CPU
-    "What the reader takes each pixel for."
+    "The class that the reader predicts for each pixel."
     return torch.cat([reader.segment(at_64(part.to(next(reader.parameters()).device))).argmax(1).cpu()
                       for part in as_pictures(x).split(100)])
 

@@ -42,7 +42,7 @@ class Reader(nn.Module):
 
     def features(self, x: torch.Tensor # (b, 3, h, w) in [-1, 1]
         ) -> list: # five feature maps, fine to coarse
-        "What each stage sees: for perceptual distances."
+        "The feature map of each stage, for perceptual distances."
         return [x := s(x) for s in self.stages]
 
     def embed(self, x: torch.Tensor # (b, 3, h, w) in [-1, 1]
@@ -90,7 +90,7 @@ def read(reader: Reader, # in evaluation mode or not: it has no dropout
          x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
          batch_size: int = 256 # images at a time
     ) -> list[dict]: # for each image: attribute -> value
-    "What the reader sees in each image. Raises `ValueError` for what are no pictures in about [-1, 1]."
+    "The attributes that the reader predicts for each image. Raises `ValueError` for images far outside [-1, 1]."
     x = as_pictures(x, overshoot=True) # damaged ones may go beyond
     out, device = [], next(reader.parameters()).device
     for part in x.split(batch_size):
@@ -102,7 +102,7 @@ def read(reader: Reader, # in evaluation mode or not: it has no dropout
 def verdicts(seen: dict, # attribute -> value, as `read` gives it
              want: dict # attribute -> value asked for, as `parse_caption` gives it
     ) -> dict: # question -> bool; 'house colour' and 'house absent' are two questions
-    "Which of the things that were asked for are there."
+    "For each attribute that was asked for, whether the image shows it."
     out = {}
     for k, v in want.items():
         if k != 'house': out[k] = seen[k] == v
@@ -114,7 +114,7 @@ def verdicts(seen: dict, # attribute -> value, as `read` gives it
 def caption_accuracy(reader: Reader, x: torch.Tensor, # (n, 3, h, w) in [-1, 1]
                      captions: list[str] # what each image was asked to show
     ) -> dict: # question -> (share of right answers, how often it was asked); 'all' counts every question
-    "Of what the captions asked for, how much is there? Raises `ValueError` if the numbers differ, or as `read`."
+    "The share of the captions' attributes that images show. Raises `ValueError` if the numbers differ, or as `read`."
     if len(x) != len(captions):
         raise ValueError(f'{len(x)} images and {len(captions)} captions: there must be one for each')
     rows = [verdicts(s, parse_caption(c)) for s, c in zip(read(reader, x), captions)]
@@ -141,7 +141,7 @@ def load_reader(name: str | Path | None = None # a name in data/pretrained, or a
 def reader_accuracy(reader: Reader, data: dict, # as `render_all` gives it
                     batch_size: int = 128 # images at a time
     ) -> dict: # attribute -> accuracy; 'house absent or not'; 'map mIoU', the mean over classes of intersection/union
-    "How often the reader is right on images whose truth is known."
+    "The share of right answers of the reader, on images with known attributes and maps."
     right = {k: 0. for k in (*ATTRIBUTES, 'house absent or not')}
     inter = 0.
     union = 0.

@@ -53,7 +53,7 @@ def ssim(x: torch.Tensor, # (b, 3, h, w) in [-1, 1], sides of at least 11
 
 # %% ../../nbs/metrics/01_reconstruction.ipynb #22cfe893
 class Embedding(nn.Module):
-    "The reader's 384 features as torchmetrics asks for them."
+    "The reader's 384 features, in the form that torchmetrics expects."
     num_features = 384
 
     def __init__(self, reader: Reader): super().__init__(); self.reader = reader
@@ -70,7 +70,7 @@ def reader_fid(reader: Reader, device='cpu'
 # %% ../../nbs/metrics/01_reconstruction.ipynb #13253125
 def bits_per_pixel(ae: Autoencoder, x: torch.Tensor # (b, 3, h, w) in [-1, 1]
     ) -> float: # mean over the images; for a codebook: by its perplexity on them
-    "What a latent costs to send, by an ideal coder that knows our latent scale, or how frequent each code is."
+    "The bits of a latent, for an ideal coder that knows our latent scale, or how frequent each code is."
     g, pixels = ae.posterior(as_pictures(x)), x.shape[2]*x.shape[3]
     if ae.codebook:
         index = ae.codebook(g.mean).index
@@ -116,6 +116,6 @@ def measure_reconstruction(ae: Autoencoder, images: torch.Tensor, # (n, 3, h, w)
     return out | dict(perplexity=used, bits_per_pixel=math.log2(used)*places/(images.shape[2]*images.shape[3]))
 
 def clock(device: torch.device) -> float: # seconds
-    "The time once the device has done what it was told."
+    "The time, after the device has finished its work."
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
