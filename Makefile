@@ -33,7 +33,7 @@ help:
 	@echo 'make student    the notebooks without their solutions, in student/nbs, in the same folders   (STUDENT=elsewhere/nbs)'
 	@echo 'make grade      tries the answers in DIR, by default student/nbs   (under a minute)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
-	@echo 'make check      notebooks exported and clean, lint, story, README (10 s)'
+	@echo 'make check      notebooks exported and clean, lint, story, diagrams, README (10 s)'
 	@echo 'make quick      check, and the unit tests of what changed         (2 min)'
 	@echo 'make test       check, then every notebook, then pytest           (about 30 min on two busy cores)'
 	@echo 'make bench      our modules beside those of diffusers: time and memory, in turn   (long: it compiles; on two quiet cores)'
@@ -66,7 +66,7 @@ grade: $(PACKAGE)
 	@$(BIN)/python -m ldm_nb.course.grading grade '$(DIR)' $(if $(JSON),--json '$(JSON)')
 
 check: $(PACKAGE) $(TOOLS)
-	@bad=0; for c in 'notebooks.py check' story.py 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
+	@bad=0; for c in 'notebooks.py check' story.py 'diagrams.py check' 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
 	$(RUFF) nbs tests .ci setup.py || bad=1; $(RUFF) --select F ldm_nb || bad=1; exit $$bad
 
 quick: check

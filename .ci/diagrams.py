@@ -174,7 +174,8 @@ class Diagram:
         self.parts.append(f'<circle class="badge" cx="{x}" cy="{y}" r="10.5"/><text class="badgetext" x="{x}" '
                           f'y="{y+4.3:g}" text-anchor="middle">{number}</text>')
 
-    def dot(self, x, y, kind='flow', r=5): self.parts.append(f'<circle class="h-{kind}" cx="{x:g}" cy="{y:g}" r="{r}"/>')
+    def dot(self, x, y, kind='flow',
+            r=5): self.parts.append(f'<circle class="h-{kind}" cx="{x:g}" cy="{y:g}" r="{r}"/>')
 
     def legend(self, y, kinds, extra='', badge=''):
         x = 16
@@ -209,7 +210,7 @@ COLOURS = dict(s=(120, 170, 230), y=(250, 215, 90), r=(180, 60, 50), w=(235, 225
 
 def mosaic(d: Diagram, x, y, side, abar, seed=3): # a tiny house, noised to this share of the signal's variance
     rng = random.Random(seed)
-    n, cell = len(HOUSE), side/len(HOUSE)
+    cell = side/len(HOUSE)
     for i, row in enumerate(HOUSE):
         for j, a in enumerate(row):
             rgb = [abar**.5*(c/127.5 - 1) + (1 - abar)**.5*rng.gauss(0, 1) for c in COLOURS[a]]
@@ -292,14 +293,16 @@ def chain() -> Diagram:
     d.text(158, 28, '*q*(*z*_{t} | *z*_{t−1}): a little more noise at each timestep', '', 'start')
     d.text(96, 60, 'in one jump:  *z*_{t} = √ᾱ_{t} *z*_{0} + √(1 − ᾱ_{t}) *ε*', '', 'start')
     d.text(16, 296, 'reverse, learned', 'bold', 'start')
-    d.text(180, 296, '*p*_{θ}(*z*_{t−1} | *z*_{t}): the network says which part of *z*_{t} is noise, and a little of it goes', '', 'start')
+    d.text(180, 296, '*p*_{θ}(*z*_{t−1} | *z*_{t}): the network says which part of *z*_{t} is noise, and a '
+           'little of it goes', '', 'start')
     d.parts.append('<rect class="h-data" x="16" y="34" width="112" height="3"/>')
     d.parts.append('<rect class="h-net" x="16" y="302" width="134" height="3"/>')
     return d
 
 
 def step() -> Diagram:
-    d = Diagram('step', 880, 400, 'One sampling step: the network guesses the clean latent at noise level 0; the sampler '
+    d = Diagram('step', 880, 400,
+                'One sampling step: the network guesses the clean latent at noise level 0; the sampler '
                 'goes along the straight line towards it, down to the next noise level.')
     left, right, y0, y1, y2 = 120, 560, 336, 206, 76 # levels 0, sigma_next, sigma
     for y, name, what in ((y2, '*σ*', 'now'), (y1, '*σ*_{next}', 'after the step'), (y0, '0', 'no noise')):
@@ -320,18 +323,21 @@ def step() -> Diagram:
     d.text(186, y0 + 26, 'ẑ_{0}', 'big', 'end')
     d.text(200, y0 + 26, 'what the network guesses from *z*', 'small', 'start')
     x = 608
-    for k, line in enumerate(('1  ask the network:', '2  go towards it, to *σ*_{next}:', '3  repeat, with *z*_{next} as *z*')):
+    for k, line in enumerate(('1  ask the network:', '2  go towards it, to *σ*_{next}:',
+                             '3  repeat, with *z*_{next} as *z*')):
         d.text(x, (96, 166, 270)[k], line, 'bold' if k < 2 else 'bold', 'start')
     d.text(x + 22, 122, 'ẑ_{0} = denoise(*z*, *σ*)', '', 'start')
     d.text(x + 22, 194, '*z*_{next} = ẑ_{0} + *r* (*z* − ẑ_{0})', '', 'start')
     d.text(x + 22, 218, '*r* = *σ*_{next} / *σ*', '', 'start')
     d.text(x, 306, 'the last *σ*_{next} is 0: *z*_{next} = ẑ_{0}', 'small soft', 'start')
-    d.text(16, 384, 'Here *z* is written at the scale of the data: *z* = *z*_{0} + *σ* × noise.  The other samplers change line 2.', 'small soft', 'start')
+    d.text(16, 384, 'Here *z* is written at the scale of the data: *z* = *z*_{0} + *σ* × noise.  The other '
+           'samplers change line 2.', 'small soft', 'start')
     return d
 
 
 def unet() -> Diagram:
-    d = Diagram('unet', 880, 436, 'The UNet of the shipped model: two resolutions, 16x16 and 8x8. Each tensor of the down '
+    d = Diagram('unet', 880, 436,
+                'The UNet of the shipped model: two resolutions, 16x16 and 8x8. Each tensor of the down '
                 'path is kept and joins the up path at the same resolution.')
     d.panel(8, 8, 864, 58)
     d.panel(8, 74, 864, 142, '16×16: 48 channels')
@@ -349,7 +355,7 @@ def unet() -> Diagram:
     d.box(640, y, 88, 40, 'ResBlock', 'net')
     d.box(738, y, 84, 40, 'ResBlock', 'net')
     d.box(827, y, 70, 48, ('conv', '4×16×16'), 'net')
-    d.box(236, low, 88, 40, ('Down', '48 channels'), 'net')
+    d.box(236, low, 88, 40, ('Down', '48 × 8×8'), 'net')
     d.box(344, low, 96, 46, ('ResBlock', '+ attention'), 'net')
     d.box(440, mid, 108, 62, ('ResBlock', '+ attention', '+ ResBlock'), 'net')
     d.box(534, low, 96, 46, ('ResBlock', '+ attention'), 'net')
@@ -375,7 +381,8 @@ def unet() -> Diagram:
 
 
 def first_stage() -> Diagram:
-    d = Diagram('first-stage', 880, 400, 'The first stage: an encoder makes a latent of 4x16x16 numbers from a picture of 3x64x64, a '
+    d = Diagram('first-stage', 880, 400,
+                'The first stage: an encoder makes a latent of 4x16x16 numbers from a picture of 3x64x64, a '
                 'bottleneck keeps it near a normal distribution or a codebook, a decoder brings the picture back.')
     d.panel(8, 8, 864, 214, 'Autoencoder')
     y = 116
@@ -409,7 +416,8 @@ def first_stage() -> Diagram:
 
 
 def two_stages() -> Diagram:
-    d = Diagram('two-stages', 880, 456, 'Stage 1 trains the autoencoder on pictures. Stage 2 keeps it fixed, encodes the '
+    d = Diagram('two-stages', 880, 456,
+                'Stage 1 trains the autoencoder on pictures. Stage 2 keeps it fixed, encodes the '
                 'pictures once and trains the UNet on latents. Sampling runs the UNet many times and the decoder once.')
     d.panel(8, 8, 864, 126, 'Stage 1: train the autoencoder on pictures')
     d.panel(8, 142, 864, 126, 'Stage 2: train the UNet on latents; the autoencoder no longer changes')
@@ -447,8 +455,10 @@ def two_stages() -> Diagram:
 
 
 def attention() -> Diagram:
-    d = Diagram('attention', 880, 372, 'Cross-attention: queries from the positions of the picture, keys and values from the '
-                'words. Weights are the softmax of the products of queries and keys; the output is a weighted mean of values.')
+    d = Diagram('attention', 880, 372,
+                'Cross-attention: queries from the positions of the picture, keys and values from the '
+                'words. Weights are the softmax of the products of queries and keys; the output is a weighted '
+                'mean of values.')
     d.panel(8, 8, 864, 132, 'From the picture: 8×8 = 64 positions')
     d.panel(8, 148, 864, 178, 'From the caption: 32 tokens')
     y, k, v = 88, 206, 284
@@ -486,7 +496,8 @@ def attention() -> Diagram:
 
 
 def guidance() -> Diagram:
-    d = Diagram('guidance', 880, 400, 'Guidance: two predictions from the same noisy latent, without and with the caption. The '
+    d = Diagram('guidance', 880, 400,
+                'Guidance: two predictions from the same noisy latent, without and with the caption. The '
                 'guided prediction lies on the line through both, beyond the second.')
     z, u, c = (70, 330), (250, 300), (330, 236)
     def on(w): return u[0] + w*(c[0] - u[0]), u[1] + w*(c[1] - u[1])
@@ -509,12 +520,14 @@ def guidance() -> Diagram:
     d.text(640, 246, 'becomes more likely,', '', 'start')
     d.text(640, 266, '∇ log *p*(*c* | *z*).', '', 'start')
     d.text(640, 292, '*w* > 1 exaggerates it.', '', 'start')
-    d.text(16, 384, 'Points are latents of 1,024 numbers, drawn here as two. A sampling step then goes towards the guided point.', 'small soft', 'start')
+    d.text(16, 384, 'Points are latents of 1,024 numbers, drawn here as two. A sampling step then goes towards '
+           'the guided point.', 'small soft', 'start')
     return d
 
 
 def training_step() -> Diagram:
-    d = Diagram('training-step', 880, 446, 'One training step: for each micro-batch noise, prediction, loss and gradient; then '
+    d = Diagram('training-step', 880, 446,
+                'One training step: for each micro-batch noise, prediction, loss and gradient; then '
                 'once: clip the gradient, update the weights, update their moving average.')
     d.panel(8, 8, 864, 220, 'For each micro-batch')
     d.panel(8, 236, 864, 166, 'Once a step')
@@ -555,7 +568,8 @@ def training_step() -> Diagram:
 
 
 def where() -> Diagram:
-    d = Diagram('where', 880, 470, 'Where a condition enters: what has a place in the picture is put beside the latent as '
+    d = Diagram('where', 880, 470,
+                'Where a condition enters: what has a place in the picture is put beside the latent as '
                 'channels; what has none becomes tokens for cross-attention, or a vector added to the time.')
     d.panel(8, 8, 276, 420, 'Has a place: channels')
     d.panel(574, 8, 298, 258, 'Has no place: tokens')
@@ -578,7 +592,7 @@ def where() -> Diagram:
         d.arrow((658, y), (628, y), (628, 230), kind='cond', head=False)
     d.arrow((628, 230), (522, 230), kind='cond')
     d.text(598, 252, 'cross-attention', 'small', 'start')
-    d.box(756, 330, 196, 46, ('caption, end token', '128'), 'cond')
+    d.box(756, 330, 196, 46, ('caption, averaged', '128'), 'cond')
     d.box(756, 394, 196, 40, 'timestep *t*', 'cond')
     d.box(470, 376, 104, 52, ('time MLP', 'and add'), 'net')
     d.arrow((658, 330), (600, 330), (600, 366), (522, 366), kind='cond')
@@ -594,8 +608,8 @@ ALL = dict(whole=whole, chain=chain, step=step, unet=unet, attention=attention, 
 
 def main(what: str) -> list[str]: # what is wrong
     wrong = []
-    for name, make in ALL.items():
-        text, path = make().svg(), IMAGES/f'{name}.svg'
+    for name, text in {name: make().svg() for name, make in ALL.items()}.items(): # all of them, or none
+        path = IMAGES/f'{name}.svg'
         if what == 'write': path.write_text(text, encoding='utf-8', newline='\n')
         elif not path.is_file() or path.read_text(encoding='utf-8') != text:
             wrong.append(f'{path.relative_to(ROOT).as_posix()} is not what .ci/diagrams.py draws: run it with `write`')

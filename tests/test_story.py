@@ -1,6 +1,7 @@
 "`make check` passes on a good tree and fails on each kind of bad one: small copies, broken on purpose."
 import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def passes(tree):
     assert r.returncode == 0, r.stderr
 
 
-@pytest.mark.parametrize('words', ['story', 'notebooks check', 'readme --check'])
+@pytest.mark.parametrize('words', ['story', 'notebooks check', 'readme --check', 'diagrams check'])
 def test_this_tree(root, words):
     r = script(root, *words.split())
     assert r.returncode == 0, r.stderr
@@ -353,6 +354,51 @@ def test_readme(tree):
     (tree/'nbs/index.ipynb').unlink()
     r = script(tree, 'readme', '--check')
     assert r.returncode and 'no nbs/index.ipynb' in r.stderr
+
+
+# ---- diagrams ----
+
+@pytest.fixture(scope='session')
+def diagrams(root):
+    with pytest.MonkeyPatch.context() as m:
+        m.syspath_prepend(str(root/'.ci'))
+        yield importlib.import_module('diagrams')
+
+
+def test_diagrams_are_what_the_script_draws(tree, diagrams):
+    r = script(tree, 'diagrams')
+    assert r.returncode == 1 and all(f'nbs/images/{name}.svg is not what' in r.stderr for name in diagrams.ALL)
+    assert script(tree, 'diagrams', 'write').returncode == 0 and script(tree, 'diagrams', 'check').returncode == 0
+    with open(tree/'nbs/images/unet.svg', 'a') as f: f.write(' ')
+    r = script(tree, 'diagrams')
+    assert r.returncode == 1 and 'unet.svg' in r.stderr and 'whole.svg' not in r.stderr
+
+
+def test_every_diagram_has_a_background_and_is_shown(root, diagrams):
+    assert len(diagrams.ALL) == 10 and set(diagrams.ALL) == set(diagrams.EMBEDDED)
+    for name, chapter in diagrams.EMBEDDED.items():
+        text = (root/f'nbs/images/{name}.svg').read_text(encoding='utf-8')
+        assert '<rect id="background" width="100%" height="100%"/>' in text and '(prefers-color-scheme: dark)' in text
+        sizes = [float(v) for v in re.findall(r'font-size[:="]+([\d.]+)', text)]
+        assert min(sizes) >= 11.5, 'indices alone are smaller than 12 px'
+        cells = json.loads((root/f'nbs/{chapter}.ipynb').read_text(encoding='utf-8'))['cells']
+        shown = [c for c in cells if c['cell_type'] == 'markdown' and f'](../images/{name}.svg)' in source(c)]
+        assert shown, f'{chapter} does not show {name}.svg'
+    assert 'nbs/images/whole.svg' in (root/'README.md').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('draw, says', [
+    (lambda d: d.box(50, 50, 40, 30, 'a long name'), 'in its box'),
+    (lambda d: (d.box(50, 50, 60, 30, 'one'), d.box(80, 60, 60, 30, 'two')), 'lies on another'),
+    (lambda d: d.text(180, 50, 'a label at the edge'), 'leaves the picture'),
+    (lambda d: (d.box(50, 50, 60, 30, 'one'), d.text(60, 50, 'on it')), 'lies on something'),
+    (lambda d: (d.box(50, 50, 60, 30, 'one'), d.arrow((5, 50), (150, 50))), 'crosses a box'),
+    (lambda d: (d.text(80, 54, 'a label'), d.arrow((5, 50), (150, 50))), 'goes through')])
+def test_a_bad_diagram_is_refused(diagrams, draw, says):
+    d = diagrams.Diagram('made', 200, 100, 'a test')
+    with pytest.raises(ValueError, match=says):
+        draw(d)
+        d.svg()
 
 
 def test_run_keeps_outputs(tree):
