@@ -12,16 +12,26 @@ from ldm_nb.engine.files import atomic_path
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = ROOT/'nbs/story/01_one_page.ipynb'
 
-def run_chapter(seed: int, pictures: Path | None = None) -> dict: # every code cell, in one namespace
-    cells = [''.join(c['source']) for c in json.loads(CHAPTER.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
-    cells = [c for c in cells if 'nbdev' not in c]
-    if sum('seed = 0' in c.splitlines() for c in cells) != 1: raise ValueError(f'{CHAPTER} does not say `seed = 0` once')
+def code_cells(seed: int) -> list[str]: # as they are, but for the seed; none that speaks of nbdev
+    cells = json.loads(CHAPTER.read_text(encoding='utf-8'))['cells']
+    cells = [''.join(c['source']).splitlines() for c in cells if c['cell_type'] == 'code']
+    if sum(c.count('seed = 0') for c in cells) != 1: raise ValueError(f'{CHAPTER} does not say `seed = 0` once')
+    cells = ['\n'.join(f'seed = {seed}' if line == 'seed = 0' else line for line in c) for c in cells]
+    return [c for c in cells if 'nbdev' not in c]
+
+def run_chapter(seed: int, pictures: Path | None = None # a folder for the figures
+    ) -> dict: # PSNR in dB, shares of right answers
+    "Run every code cell in one namespace."
     names: dict = {}
-    for k, cell in enumerate(cells):
-        exec(compile('\n'.join(f'seed = {seed}' if o == 'seed = 0' else o for o in cell.splitlines()), f'cell {k}', 'exec'), names)
+    for k, cell in enumerate(code_cells(seed)):
+        exec(compile(cell, f'cell {k}', 'exec'), names)
         if pictures and plt.get_fignums(): plt.savefig(pictures/f'{seed}-{k:02}.png', dpi=100)
         plt.close('all')
     return {k: round(float(names[k]), 4) for k in ('psnr', 'time_right', 'season_right')}
+
+def processor() -> float: # seconds that this process has worked, all threads
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,12 +42,12 @@ if __name__ == '__main__':
     matplotlib.use('agg')
     if a.pictures: a.pictures.mkdir(parents=True, exist_ok=True)
     kept = json.loads(a.out.read_text(encoding='utf-8')) if a.out.is_file() else dict(runs={})
+    kept |= dict(torch=torch.__version__, device='cpu', machine=platform.machine())
     for seed in a.seeds:
-        start, before = time.time(), resource.getrusage(resource.RUSAGE_SELF)
+        start, before = time.time(), processor()
         row = run_chapter(seed, a.pictures)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        row |= dict(seconds=round(time.time() - start), threads=torch.get_num_threads(), device='cpu', machine=platform.machine(),
-                    processor_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
+        row |= dict(seconds=round(time.time() - start), processor_seconds=round(processor() - before),
+                    threads=torch.get_num_threads())
         print(f'seed {seed}:', json.dumps(row), flush=True)
         kept['runs'][str(seed)] = row
-        with atomic_path(a.out) as part: part.write_text(json.dumps(dict(kept, torch=torch.__version__), indent=1) + '\n')
+        with atomic_path(a.out) as part: part.write_text(json.dumps(kept, indent=1) + '\n')
