@@ -51,7 +51,7 @@ def feed(batch, # as in `Trainer`
     return batches
 
 def kill_all(workers: list): # processes of an iterator that `feed` returned, whatever has become of it
-    "The last thing a program does: it would ask its workers to end and wait for that, and they ignore what it asks by."
+    "Kill the workers at the program's end: they ignore the signal that would end them, and it would wait for ever."
     for w in workers:
         if w.is_alive(): w.kill()
 

@@ -68,7 +68,7 @@ def resolve_config(stage: str, # a key of `PRESETS`
                    preset: str = 'laptop', # a key of `PRESETS[stage]`
                    **override # numbers to put in the preset's place; None leaves it
     ) -> dict: # the settings of a run
-    "A preset with what the caller wants otherwise. Raises `ValueError` for what is unknown or below 1."
+    "A preset with the caller's changes. Raises `ValueError` for unknown names and numbers below 1."
     if preset not in PRESETS[stage]:
         raise ValueError(f'no preset {preset!r} for {stage}; there are {", ".join(PRESETS[stage])}')
     s = ALWAYS | PRESETS[stage][preset] | {k: v for k, v in override.items() if v is not None}
@@ -96,7 +96,7 @@ def to_command(stage: str, out, preset: str, override: dict, # as in `resolve_co
     return ' '.join([f'ldm-train {stage}'] + [word(k, v) for k, v in given.items() if v is not None and v is not False])
 
 def card(trainer: Trainer, command: str, **more) -> dict: # for config.json
-    "What a model card must say: how it was made, on what, for how long."
+    "A model card: how the model was made, on which device, for how long."
     acc, device = trainer.accelerator, trainer.device
     gpu = dict(gpu=torch.cuda.get_device_name(device)) if device.type == 'cuda' else {}
     how = dict(device=device.type, **gpu, threads=torch.get_num_threads(), processes=acc.num_processes,
