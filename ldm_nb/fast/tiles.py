@@ -108,7 +108,7 @@ def patch_weights(h: int, w: int) -> torch.Tensor: # latents a side -> (h, w), .
     return torch.minimum(edge(h)[:, None], edge(w)).clamp(.01, .5)
 
 class PatchedNetwork:
-    "A network asked in overlapping patches, with its answers averaged. Raises `ValueError` for impossible sizes."
+    "A network called on overlapping patches, with its outputs averaged. Raises `ValueError` for impossible sizes."
     def __init__(self, net, # net(z, t, c), a `UNet` or what is around one
                  side: int = 128, # latents a side of a patch, divisible by the network's factor
                  stride: int = 64): # from one patch to the next; the last ends at the border
@@ -137,7 +137,7 @@ class PatchedNetwork:
 def sample_in_patches(ldm, # a `LatentDiffusion`, compiled or not
                       side: int = 128, stride: int = 64 # as for `PatchedNetwork`
     ): # the same model
-    "From now on the network of this model sees patches. Raises `ValueError` for impossible sizes."
+    "Make the network of this model work in patches. Raises `ValueError` for impossible sizes."
     inner = ldm.wrapper or ldm.net
     if isinstance(inner, PatchedNetwork): inner = inner.net
     if side % ldm.net.factor: raise ValueError(f'side={side}: expected a multiple of {ldm.net.factor}')

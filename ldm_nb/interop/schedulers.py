@@ -30,7 +30,7 @@ PLAIN = dict(thresholding=(False, False), use_karras_sigmas=(False, False), use_
 # %% ../../nbs/interop/05_schedulers.ipynb #182beb71
 def read_schedule(config: dict # scheduler_config.json
     ) -> tuple[Schedule, str]: # the noise schedule, and what the network predicts
-    "The half of a scheduler that belongs to the model. Raises `ValueError` naming an entry that we do not know."
+    "The noise schedule and prediction type of a scheduler. Raises `ValueError` naming an entry that we do not know."
     betas, answer = config.get('beta_schedule', 'linear'), config.get('prediction_type', 'epsilon')
     if betas not in BETAS: raise ValueError(f'beta_schedule={betas!r}: expected {", ".join(BETAS)}')
     if answer not in ANSWERS: raise ValueError(f'prediction_type={answer!r}: expected {", ".join(ANSWERS)}')
@@ -62,7 +62,7 @@ def read_scheduler(config: dict, # scheduler_config.json
                                            final_sigma=final_sigma)
 
 def write_scheduler(ldm: LatentDiffusion) -> dict: # scheduler_config.json of a DDIMScheduler
-    "The way back. Raises `ValueError` for a way of sampling that diffusers has no word for."
+    "The config for our sampling. Raises `ValueError` if diffusers cannot express it."
     c, zero_snr = ldm.schedule.config, ldm.schedule.zero_snr
     sampling = dict(spacing='trailing' if zero_snr else 'leading', offset=1, final_sigma=None) | ldm.sampling
     if sampling['spacing'] not in ('leading', 'trailing'):
