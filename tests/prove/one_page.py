@@ -19,19 +19,27 @@ def code_cells(seed: int) -> list[str]: # as they are, but for the seed; none th
     cells = ['\n'.join(f'seed = {seed}' if line == 'seed = 0' else line for line in c) for c in cells]
     return [c for c in cells if 'nbdev' not in c]
 
-def run_chapter(seed: int, pictures: Path | None = None # a folder for the figures
-    ) -> dict: # PSNR in dB, shares of right answers
-    "Run every code cell in one namespace."
-    names: dict = {}
+def processor() -> float: # seconds that this process has worked, all threads
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+def run_chapter(seed: int, out: Path, pictures: Path | None = None # a folder for the figures
+    ) -> dict: # what the chapter has defined
+    "Run every code cell in one namespace, and put what it measured into the file `out`."
+    names, start, before = {}, time.time(), processor()
     for k, cell in enumerate(code_cells(seed)):
         exec(compile(cell, f'cell {k}', 'exec'), names)
         if pictures and plt.get_fignums(): plt.savefig(pictures/f'{seed}-{k:02}.png', dpi=100)
         plt.close('all')
-    return {k: round(float(names[k]), 4) for k in ('psnr', 'time_right', 'season_right')}
-
-def processor() -> float: # seconds that this process has worked, all threads
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    row = {k: round(float(names[k]), 4) for k in ('psnr', 'time_right', 'season_right')}
+    row |= dict(seconds=round(time.time() - start), processor_seconds=round(processor() - before),
+                threads=torch.get_num_threads())
+    print(f'seed {seed}:', json.dumps(row), flush=True)
+    kept = json.loads(out.read_text(encoding='utf-8')) if out.is_file() else dict(runs={})
+    kept |= dict(torch=torch.__version__, device='cpu', machine=platform.machine())
+    kept['runs'][str(seed)] = row
+    with atomic_path(out) as part: part.write_text(json.dumps(kept, indent=1, sort_keys=True) + '\n')
+    return names
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,13 +49,4 @@ if __name__ == '__main__':
     a = p.parse_args()
     matplotlib.use('agg')
     if a.pictures: a.pictures.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(a.out.read_text(encoding='utf-8')) if a.out.is_file() else dict(runs={})
-    kept |= dict(torch=torch.__version__, device='cpu', machine=platform.machine())
-    for seed in a.seeds:
-        start, before = time.time(), processor()
-        row = run_chapter(seed, a.pictures)
-        row |= dict(seconds=round(time.time() - start), processor_seconds=round(processor() - before),
-                    threads=torch.get_num_threads())
-        print(f'seed {seed}:', json.dumps(row), flush=True)
-        kept['runs'][str(seed)] = row
-        with atomic_path(a.out) as part: part.write_text(json.dumps(kept, indent=1) + '\n')
+    for seed in a.seeds: run_chapter(seed, a.out, a.pictures)
