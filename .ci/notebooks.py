@@ -1,6 +1,7 @@
-"""Notebooks and what is made of them. `check` says whether they are exported and clean, without looking at git; `run`
-re-executes, cleans and exports them all, or those named (`story/06_unet`, or `06_unet` where one folder alone has it),
-and keeps how long each took in data/results/chapter-times.json."""
+"""Notebooks and what is made of them. `check` says whether they are exported and clean, without looking at git; `tidy`
+folds what a reader need not see and cleans, and makes the pictures of the notebooks named smaller (`all`: of all);
+`run` re-executes, tidies and exports them all, or those named (`story/06_unet`, or `06_unet` where one folder alone has
+it), and keeps how long each took in data/results/chapter-times.json."""
 import json
 import os
 import re
@@ -98,8 +99,25 @@ def find(name: str) -> Path: # by its address, or by its stem where that is in o
     sys.exit(f'no notebook {name} in nbs/; there are {", ".join(address(p, NBS) for p in notebooks(NBS))}')
 
 
-def tidy(): # fold and clean
+def shrink_pictures(paths: list[Path]): # of the outputs; by .ci/pictures.py, which `check` does not need
+    from pictures import shrink
+    won = 0
+    for p in paths:
+        nb = json.loads(p.read_text(encoding='utf-8'))
+        if not (bytes_won := shrink(nb)): continue
+        won += bytes_won
+        p.write_text(json.dumps(nb, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    if won: print(f'pictures: {won:,} bytes smaller')
+
+
+def named(names: list[str]) -> list[Path]: # none means all
+    asked = [find(name.removeprefix('nbs/').removesuffix('.ipynb')) for name in names]
+    return [p for p in notebooks(NBS) if not names or p in asked]
+
+
+def tidy(paths: list[Path] = ()): # fold and clean all; smaller pictures in these
     fold_all(ROOT)
+    shrink_pictures(paths)
     nbdev('clean', 'nbdev_clean', ROOT)
 
 
@@ -107,8 +125,8 @@ def run(names: list[str]): # none means all
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
-    asked = [find(name.removeprefix('nbs/').removesuffix('.ipynb')) for name in names]
-    for p in [p for p in notebooks(NBS) if not names or p in asked]:
+    paths = named(names)
+    for p in paths:
         start, spent, nb = time.time(), processor(), nbformat.read(p, as_version=4)
         print(f'{address(p, NBS)} ...', end=' ', flush=True)
         here = dict(metadata=dict(path=str(p.parent))) # the notebook's own folder, where Jupyter would run it
@@ -123,17 +141,17 @@ def run(names: list[str]): # none means all
         part.replace(p)
         keep_time(address(p, NBS), time.time() - start, processor() - spent)
         print(f'{time.time()-start:.0f} s', flush=True)
-    tidy()
+    tidy(paths)
     nbdev('doclinks', 'nbdev_export', ROOT)
 
 
 if __name__ == '__main__':
     what, *names = sys.argv[1:] or ['check']
     if what == 'run': run(names)
-    elif what == 'tidy': tidy()
+    elif what == 'tidy': tidy(named([] if names == ['all'] else names) if names else [])
     elif what == 'check':
         wrong = check()
         for w in wrong: print('notebooks:', w, file=sys.stderr)
         if not wrong: print(f'notebooks: {len(notebooks(NBS))} exported and clean')
         sys.exit(bool(wrong))
-    else: sys.exit('usage: notebooks.py check | tidy | run [NAME ...]')
+    else: sys.exit('usage: notebooks.py check | tidy [all | NAME ...] | run [NAME ...]')

@@ -1,13 +1,17 @@
 "`make check` passes on a good tree and fails on each kind of bad one: small copies, broken on purpose."
+import base64
 import importlib
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import run
+from PIL import Image, ImageDraw
 
 CHAPTERS = ('engine/00_files', 'engine/02_build', 'datasets/00_images', 'datasets/00a_pictures')
 FILES, IMAGES = 'nbs/engine/00_files.ipynb', 'nbs/datasets/00_images.ipynb'
@@ -422,6 +426,41 @@ def test_run_keeps_outputs(tree):
                        ('00_images', 'may be any of engine/00_images, datasets/00_images')):
         r = script(tree, 'notebooks', 'run', name)
         assert r.returncode and says in r.stderr, r.stderr
+
+
+# ---- pictures of outputs ----
+
+def picture(im) -> dict: # an output that shows it
+    file = io.BytesIO()
+    im.save(file, 'PNG')
+    return dict(output_type='display_data', metadata={},
+                data={'image/png': base64.b64encode(file.getvalue()).decode() + '\n', 'text/plain': 'a figure'})
+
+
+def test_pictures_get_smaller_once(tree):
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((200, 200))
+    curve = Image.new('RGBA', (300, 200), 'white')
+    ImageDraw.Draw(curve).line([(k, 100 + 80*np.sin(k/20)) for k in range(300)], (31, 119, 180, 255), 3)
+    glass = Image.fromarray(rng.integers(0, 256, (20, 20, 4), dtype=np.uint8), 'RGBA')
+    edit(tree/IMAGES, lambda cells: cells.insert(-1, new_cell('x', 'pictures', map(picture, (photo, curve, glass)))))
+    cells = lambda: json.loads((tree/IMAGES).read_text())['cells']
+    outputs = lambda: next(c['outputs'] for c in cells() if c['id'] == 'pictures')
+    assert script(tree, 'notebooks', 'tidy').returncode == 0
+    before = outputs()
+    assert all('image/png' in o['data'] for o in before), 'those that are named alone'
+    r = script(tree, 'notebooks', 'tidy', '00_images')
+    assert r.returncode == 0 and 'bytes smaller' in r.stdout, r.stderr
+    after = outputs()
+    assert [set(o['data']) - {'text/plain'} for o in after] == [{'image/jpeg'}, {'image/png'}, {'image/png'}]
+    shown = [Image.open(io.BytesIO(base64.b64decode(v))) for o in after for k, v in o['data'].items() if 'image' in k]
+    assert [im.mode for im in shown] == ['RGB', 'P', 'RGBA']
+    for old, new, most in zip((photo, curve, glass), shown, (8, 1, 0)):
+        assert np.abs(np.asarray(old.convert('RGBA')).astype(int) - np.asarray(new.convert('RGBA'))).mean() <= most
+    assert after[2] == before[2]
+    r = script(tree, 'notebooks', 'tidy', 'all')
+    assert r.returncode == 0 and 'smaller' not in r.stdout and outputs() == after
+    assert script(tree, 'notebooks', 'check').returncode == 0
 
 
 def test_another_nbdev_that_exports_something_else_is_noticed(root, tmp_path):
