@@ -13,6 +13,8 @@ NBS = ROOT/'nbs'
 WORDS, LINES = 150, 40 # a minute
 HOURS, READING_HOURS = 14, 9 # the whole story at most: with exercises, and without
 SLACK = 2 # minutes that a stated time may be off before `check` says so: a sentence more needs no new number
+# of README's table
+ROW = re.compile(r'\| \[\d\d [^]]*\]\(nbs/(story/\w+)\.ipynb\) \|[^|]*\| (\d*) \| (\d*) \| (\d*) \|')
 LINE = re.compile(r'\*\*Time\*\*: reading (\d+) min, exercises (\d+) min, machine (\d+) min\.')
 
 
@@ -22,7 +24,8 @@ class Times: # of one chapter
     title: str
     words: int # of prose, exercises left out
     code: int # lines that are shown, exercises left out
-    exercises: int # minutes
+    exercises: int # minutes, as their headings say
+    unstated: int # exercises whose headings do not say
     machine: int | None # minutes by the processor, for one run of the whole chapter; None: never measured
     stated: tuple[int, int, int] | None # what the chapter says
 
@@ -43,19 +46,21 @@ def lines(code: str) -> int: # that hold something, directives left out
 
 def measure(path: Path, machine: dict) -> Times: # `machine` is data/results/chapter-times.json
     cells = [(c['cell_type'], ''.join(c['source'])) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
-    inside, prose, code, exercises = False, 0, 0, 0
+    inside, prose, code, exercises, unstated = False, 0, 0, 0, 0
     for kind, text in cells:
         head = re.match(r'(#+) ', text) if kind == 'markdown' else None
         if head: inside = bool(re.match(r'#+ Exercises?\b', text)) or inside and len(head[1]) > 2
         if inside and kind == 'markdown':
-            exercises += sum(int(m) for m in re.findall(r'^Difficulty .*?(\d+) minutes', text, re.M))
+            minutes = re.findall(r'^Difficulty .*?(\d+) minutes', text, re.M)
+            exercises += sum(map(int, minutes))
+            unstated += len(re.findall(r'^### Exercise \d', text, re.M)) - len(minutes)
         elif kind == 'markdown': prose += words(text)
         elif kind == 'code' and not inside and not re.match(r'#\|\s*(hide|default_exp)', text): code += lines(text)
     book = '\n'.join(text for kind, text in cells if kind == 'markdown')
     name, said = address(path, NBS), LINE.search(book)
     spent = machine.get(name)
     title = re.search(r'^# (.+)$', book, re.M)
-    return Times(name, title[1] if title else path.stem, prose, code, exercises,
+    return Times(name, title[1] if title else path.stem, prose, code, exercises, unstated,
                  spent and max(round(spent['processor_seconds']/60), 1), said and tuple(map(int, said.groups())))
 
 
@@ -72,13 +77,22 @@ def totals(found: list[Times]) -> str: # in hours
             f'{sum(t.machine or 0 for t in found)/60:.1f} h of one processor')
 
 
-def wrong(found: list[Times], stated: bool = True) -> list[str]:
+def off(stated: tuple | None, true: tuple) -> bool: # too far to be left
+    return stated is None or any(abs(a - b) > SLACK for a, b in zip(stated, true))
+
+
+def wrong(found: list[Times], readme: str) -> list[str]: # of the chapters, of the table in README, of the totals
     bad = []
+    shown = {k: tuple(int(m or 0) for m in minutes) for k, *minutes in ROW.findall(readme)}
     for t in found:
+        if t.unstated: bad.append(f'{t.address} has {t.unstated} exercises without "Difficulty ... N minutes"')
+        if off(shown.get(t.address), t.true):
+            bad.append(f'README says {shown.get(t.address)} minutes of {t.address}, which takes {t.true}: '
+                       'make notebooks NB=index')
         if t.machine is None: bad.append(f'{t.address} was never timed: make notebooks NB={t.address}')
-        if stated and t.stated is None:
+        if t.stated is None:
             bad.append(f'{t.address} has no line "**Time**: reading 0 min, exercises 0 min, machine 0 min."')
-        elif stated and any(abs(a - b) > SLACK for a, b in zip(t.stated, t.true)):
+        elif off(t.stated, t.true):
             bad.append(f'{t.address} says {t.stated} minutes and takes {t.true}: run .ci/times.py write')
     reading = sum(t.words/WORDS + t.code/LINES for t in found)/60
     exercises = sum(t.exercises for t in found)/60
@@ -106,7 +120,8 @@ if __name__ == '__main__':
         for t in found:
             print(f'{t.address:26} {t.words:5} words {t.code:4} lines  reading {t.reading:3}  '
                   f'exercises {t.exercises:3}  machine {t.machine}  stated {t.stated}')
-    bad = wrong(found)
+    readme = ROOT/'README.md'
+    bad = wrong(found, readme.read_text(encoding='utf-8') if readme.is_file() else '')
     for w in bad: print('times:', w, file=sys.stderr)
     print('times:', totals(found))
     sys.exit(bool(bad))
