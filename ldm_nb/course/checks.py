@@ -8,9 +8,10 @@ __all__ = ['MET', 'GAUSS', 'Wrong', 'hold', 'brief', 'close', 'same', 'parts', '
            'euler', 'heun_step', 'karras_sigmas', 'group_norm', 'halve', 'heads_attention', 'attention',
            'timestep_embedding', 'u_forward', 'widths_up', 'sorted_skips', 'tell_time', 'gaussian_sample', 'kl',
            'quantize', 'latent_scale', 'hinge', 'adaptive_weight', 'codebook_loss', 'perceptual', 'cross_attention',
-           'drop_some', 'guidance', 'one_call', 'ema', 'in_micro_batches', 'batch_indices', 'item_noise', 'draw',
-           'start_from', 'cross_entropy', 'mean_iou', 'found', 'frechet', 'precision_recall', 'kid', 'interval',
-           'try_answer', 'send_answer']
+           'transformer_block', 'word_maps', 'wordpiece', 'pooled_mean', 'drop_some', 'guidance', 'one_call',
+           'rescale_guided', 'ema', 'in_micro_batches', 'batch_indices', 'item_noise', 'draw', 'start_from',
+           'cross_entropy', 'mean_iou', 'found', 'frechet', 'precision_recall', 'kid', 'interval', 'try_answer',
+           'send_answer']
 
 # %% ../../nbs/course/00_checks.ipynb #89fa056b
 import contextlib, functools, inspect, linecache, os, traceback
@@ -657,6 +658,84 @@ def cross_attention(answer):
     same(answer(x, context[:, order], wq, wk, wv, mask[:, order]), right,
          'what comes out with the tokens in another order')
 
+# %% ../../nbs/course/00_checks.ipynb #d09d8a90
+@check
+def transformer_block(answer):
+    "Chapter 10: self-attention, cross-attention, feed-forward; each on normed tokens, added to the tokens before."
+    x, context, shifts = torch.randn(2, 5, 4), torch.randn(2, 3, 4), (0., .5, -.5)
+    norms = [lambda h, s=s: (h - h.mean(-1, keepdim=True))/h.std(-1, keepdim=True) + s for s in shifts]
+    look = lambda q, c: torch.softmax(q @ c.mT, -1) @ c.cumsum(1)
+    self_attn, cross_attn, ff = lambda h: look(h, h.tanh()), look, lambda h: h*h - h.flip(-1)
+    def block(x, how, order=(0, 1, 2)):
+        for k in order: x = how(x, norms[k], (self_attn, lambda h: cross_attn(h, context), ff)[k])
+        return x
+    right = lambda x, norm, f: x + f(norm(x))
+    same(answer(x, context, norms, self_attn, cross_attn, ff), block(x, right), 'what comes out', {
+        'the results replace the tokens: add each to what was there': block(x, lambda x, norm, f: f(norm(x))),
+        'each result is added to the normed tokens: add it to the tokens before the norm':
+            block(x, lambda x, norm, f: norm(x) + f(norm(x))),
+        'the norm comes after each layer: it belongs before it, and the tokens themselves are never normed':
+            block(x, lambda x, norm, f: norm(x + f(x))),
+        'the norms are not used': block(x, lambda x, norm, f: x + f(x)),
+        'the words come before the pixels: self-attention is first': block(x, right, (1, 0, 2)),
+        'the feed-forward is not last': (block(x, right, (2, 0, 1)), block(x, right, (0, 2, 1))),
+        'the three layers all see the same tokens: each takes what the one before gave':
+            x + sum(block(x, lambda x, norm, f: f(norm(x)), (k,)) for k in range(3)),
+        'a layer is missing': tuple(block(x, right, o) for o in ((0, 1), (0, 2), (1, 2)))})
+
+# %% ../../nbs/course/00_checks.ipynb #748a1ee2
+@check
+def word_maps(answer):
+    "Chapter 10: recorded weights (b, heads, h*w, m) as an image for each token, (b, m, h, w)."
+    w = torch.randn(2, 3, 4*6, 5).softmax(-1)
+    mean = w.mean(1)
+    right = mean.mT.reshape(2, 5, 4, 6)
+    same(answer(w, 4, 6), right, 'the maps', {
+        'the pixels were read as tokens: move the axis of the tokens before that of the pixels, then reshape':
+            mean.reshape(2, 5, 4, 6),
+        'height and width have changed places': (mean.mT.reshape(2, 5, 6, 4), mean.mT.reshape(2, 5, 6, 4).mT),
+        'the heads are summed: take their mean': 3*right,
+        'this is one head only: take the mean of all': tuple(w[:, k].mT.reshape(2, 5, 4, 6) for k in range(3)),
+        'the tokens come last here: expected (b, m, h, w)': mean.reshape(2, 4, 6, 5)}, tol=1e-6)
+
+# %% ../../nbs/course/00_checks.ipynb #fe0dda2c
+@check
+def wordpiece(answer):
+    "Chapter 11: cut a word into the longest pieces of a vocabulary; pieces inside a word begin with ##."
+    vocab = ['[UNK]', 's', 'snow', 'snowy', 'sno', '##y', '##w', '##wy', '##f', '##a', '##l', '##ll', '##fall', 'fall']
+    got = lambda w: list(parts_of(answer(w, vocab)))
+    def parts_of(v):
+        hold(isinstance(v, (list, tuple)), f'expected a list of pieces; found {type(v).__name__}')
+        return v
+    hold(got('snowy') == ['snowy'],
+         f'snowy is in the vocabulary and stays whole; found {got("snowy")}: try the longest piece first')
+    found = got('snowfall')
+    hold(found != ['snow', 'fall'], 'a piece inside a word begins with ##: fall as the start of a word is another one')
+    hold(found != ['snow', '##f', '##a', '##ll'], 'inside a word, too, the longest piece comes first')
+    hold(found == ['snow', '##fall'], f"snowfall: expected ['snow', '##fall']; found {found}")
+    hold(got('fall') == ['fall'], f"fall: expected ['fall']; found {got('fall')}")
+    hold(got('snowman') == ['[UNK]'],
+         f"snowman: nothing fits behind snow, so the whole word is ['[UNK]']; found {got('snowman')}")
+
+# %% ../../nbs/course/00_checks.ipynb #fda48a0f
+@check
+def pooled_mean(answer):
+    "Chapter 11: the mean of the vectors of a caption, without those of its padding."
+    ids = torch.tensor([[2, 7, 3, 0, 0], [2, 5, 6, 8, 3]])
+    x = torch.randn(2, 5, 4) + 1
+    used = (ids != 0)[..., None]
+    right = torch.stack([x[0, :3].mean(0), x[1].mean(0)])
+    same(answer(x, ids, 0), right, 'the pooled vectors', {
+        'padding is in the mean': x.mean(1),
+        'the padding is left out of the sum but counted: divide by the number of real tokens': (x*used).mean(1),
+        'this is the sum: divide by the number of real tokens': (x*used).sum(1),
+        'one mean for all captions: each has its own': (x[ids != 0].mean(0), x[ids != 0].mean(0).expand(2, 4)),
+        'this is the mean of the padding: the mask is the wrong way round':
+            torch.stack([x[0, 3:].mean(0), torch.full((4,), torch.nan)]),
+        'the mean runs over the width: take it over the tokens': x.mean(2)})
+    same(answer(x, ids + 1, 1), right, 'the pooled vectors when the padding has the id 1', {
+        'the padding has the id `pad`, which need not be 0': x.mean(1)})
+
 # %% ../../nbs/course/00_checks.ipynb #3c160043
 @check
 def drop_some(answer):
@@ -710,6 +789,28 @@ def one_call(answer):
         'the difference has the wrong sign': u + 3*(u - k), 'only one half is used': k})
     hold(len(calls) == 1, f'the denoiser was called {len(calls)} times: '
                           f'join the two questions into one batch, one larger call is faster than two')
+
+# %% ../../nbs/course/00_checks.ipynb #066a221c
+@check
+def rescale_guided(answer):
+    "Chapter 12: pull each guided answer back to the standard deviation of its conditional one, by a share."
+    cond = torch.randn(3, 4, 5, 5)*torch.tensor([1., .5, 2.]).view(3, 1, 1, 1) + .3
+    guided = torch.randn(3, 4, 5, 5)*torch.tensor([3., 2., 2.5]).view(3, 1, 1, 1) - .2
+    s = lambda z: z.flatten(1).std(1).view(-1, 1, 1, 1)
+    full = guided*s(cond)/s(guided)
+    same(answer(guided, cond, .7), .3*guided + .7*full, 'the rescaled answers for share = 0.7', {
+        'one standard deviation for the whole batch: each image has its own':
+            .3*guided + .7*guided*cond.std()/guided.std(),
+        'the ratio is upside down: large answers must shrink': .3*guided + .7*guided*s(guided)/s(cond),
+        'the share is the wrong way round: at 0 nothing changes': .7*guided + .3*full,
+        'the share is not used': full,
+        'one standard deviation for each channel: take all values of an image together':
+            .3*guided + .7*guided*cond.flatten(2).std(2)[..., None, None]/guided.flatten(2).std(2)[..., None, None],
+        'this mixes in the conditional answer itself: only its size counts': .3*guided + .7*cond,
+        'the mean of the image counts as size: use the standard deviation, not the norm':
+            .3*guided + .7*guided*(cond.flatten(1).norm(dim=1)/guided.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)})
+    same(answer(guided, cond, 0.), guided, 'the rescaled answers for share = 0')
+    same(answer(guided, cond, 1.).flatten(1).std(1), cond.flatten(1).std(1), 'their standard deviation for share = 1')
 
 # %% ../../nbs/course/00_checks.ipynb #b3ceeca9
 @check
