@@ -27,7 +27,7 @@ def texts(path) -> list[str]: # its prose, code blocks taken out: markdown cells
     else:
         found = [''.join(c['source']) for c in json.loads(path.read_text(encoding='utf-8'))['cells']
                  if c['cell_type'] == 'markdown']
-    return [re.sub(r'^(\s*)(```|~~~).*?^\1\2', '', t, flags=re.M | re.S) for t in found]
+    return [re.sub(r'^([ \t]*)(```|~~~).*?^\1\2', '', t, flags=re.M | re.S) for t in found]
 
 
 def links(path) -> list[str]: # code in single quotes is not one
