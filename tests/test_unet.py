@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ldm_nb.attention import conditional_unet
-from ldm_nb.layers import Down
+from ldm_nb.layers import Down, SelfAttention
 from ldm_nb.interop.components import load_component
 from ldm_nb.interop.unets import unet_from_diffusers
 from ldm_nb.paper.published import paper_model
@@ -239,3 +239,20 @@ def test_old_configs_still_load():
     old, new = UNet(**config), UNet(groups=8)
     old.load_state_dict(new.state_dict())
     assert old.config == new.config and old.config['heads'] == 1
+
+
+@pytest.mark.parametrize('attn, norms, everything', [
+    (None, False, False), (None, True, True), (lambda c: SelfAttention(c, groups=4), False, True)])
+def test_what_sees_the_whole_input(attn, norms, everything):
+    # convolutions see a square; group norm and attention see all, which is why a crop's prediction differs from the
+    # crop of a prediction (fast/01_tiles, paper/15_megapixel)
+    torch.manual_seed(1)
+    net = UNet(1, 1, ch=16, ch_mult=(1, 2), attn_factors=(), groups=4, attn=attn or (lambda c: None))
+    for p in net.parameters():
+        if p.ndim > 1: nn.init.normal_(p, std=(1/p[0].numel())**.5)
+    for m in list(net.modules()):
+        for name, child in m.named_children():
+            if isinstance(child, nn.GroupNorm) and not norms: setattr(m, name, nn.Identity())
+    z = torch.randn(1, 1, 80, 80, requires_grad=True)
+    net(z, torch.tensor([500]))[0, 0, 40, 40].backward()
+    assert (z.grad[0, 0, :, :8].abs().max() > 0) == everything

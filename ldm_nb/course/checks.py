@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['MET', 'GAUSS', 'Wrong', 'hold', 'brief', 'close', 'same', 'parts', 'stopped', 'check', 'hint_of', 'mistakes',
            'to_float', 'block_mean', 'hide', 'abar', 'q_sample', 'from_v', 'diffusion_loss', 'draw_t', 'ddim_step',
-           'euler', 'heun_step', 'karras_sigmas', 'group_norm', 'halve', 'heads_attention', 'attention',
-           'timestep_embedding', 'u_forward', 'widths_up', 'sorted_skips', 'tell_time', 'gaussian_sample', 'kl',
-           'quantize', 'latent_scale', 'hinge', 'adaptive_weight', 'codebook_loss', 'perceptual', 'cross_attention',
-           'transformer_block', 'word_maps', 'wordpiece', 'pooled_mean', 'drop_some', 'guidance', 'one_call',
-           'rescale_guided', 'ema', 'in_micro_batches', 'batch_indices', 'item_noise', 'draw', 'start_from',
-           'cross_entropy', 'mean_iou', 'found', 'frechet', 'precision_recall', 'kid', 'interval', 'try_answer',
-           'send_answer']
+           'euler', 'heun_step', 'karras_sigmas', 'group_norm', 'heads_attention', 'attention', 'timestep_embedding',
+           'u_forward', 'gaussian_sample', 'kl', 'quantize', 'latent_scale', 'hinge', 'adaptive_weight',
+           'codebook_loss', 'perceptual', 'saving', 'equal_time', 'latent_loss', 'cross_attention', 'transformer_block',
+           'word_maps', 'wordpiece', 'pooled_mean', 'drop_some', 'guidance', 'one_call', 'rescale_guided', 'ema',
+           'in_micro_batches', 'batch_indices', 'item_noise', 'draw', 'start_from', 'cross_entropy', 'mean_iou',
+           'found', 'frechet', 'precision_recall', 'kid', 'interval', 'try_answer', 'send_answer']
 
 # %% ../../nbs/course/00_checks.ipynb #89fa056b
 import contextlib, functools, inspect, linecache, os, traceback
@@ -353,20 +352,6 @@ def group_norm(answer):
             ((grouped - grouped.mean((2, 3, 4), keepdim=True))/grouped.var((2, 3, 4), unbiased=False, keepdim=True))
         .reshape(h.shape)})
 
-# %% ../../nbs/course/00_checks.ipynb #615cdf9b
-@check
-def halve(answer):
-    "Chapter 06: a 3x3 convolution of stride 2 that pads right and bottom alone, as the published autoencoder does."
-    h, w, b = torch.randn(2, 3, 6, 8), torch.randn(4, 3, 3, 3), torch.randn(4)
-    conv = lambda *pad: F.conv2d(F.pad(h, pad), w, b, stride=2)
-    same(answer(h, w, b), conv(0, 1, 0, 1), 'the smaller map', {
-        'this pads all four sides, or left and top (for even sides the same): published weights then shift the image '
-        'at every level':
-            conv(1, 0, 1, 0),
-        'the stride of 2 is missing': (F.conv2d(F.pad(h, (0, 1, 0, 1)), w, b), F.conv2d(h, w, b, padding=1)),
-        'without padding a row and a column are lost': conv(0, 0, 0, 0),
-        'the bias is missing': conv(0, 1, 0, 1) - b[:, None, None]})
-
 # %% ../../nbs/course/00_checks.ipynb #a7ede11d
 def heads_attention(q, k, v, heads: int, scale: float | None = None, axis: int = -1, order: str = 'heads first'):
     # b n c -> b n c
@@ -439,53 +424,6 @@ def u_forward(answer):
         'every step up gets the same skip: take it off the list': climb((2, 2, 2)),
         'the middle is left out': (lambda h: [h := f(torch.cat([h, s], 1))
                                               for f, s in zip(up, skips[::-1])][-1])(skips[-1])})
-
-# %% ../../nbs/course/00_checks.ipynb #8cee697f
-@check
-def widths_up(answer):
-    "Chapter 06: how many channels enter each residual block of the way up."
-    def count(ch, mult, n, pop=-1, first=True, downs=True, keep=True):
-        skips, c, out = [ch]*first, ch*mult[-1], []
-        for level, m in enumerate(mult): skips += [m*ch]*(n + (downs and level < len(mult) - 1))
-        for m in reversed(mult):
-            for _ in range(n + 1):
-                if not skips: return [0]
-                out, c = out + [(c if keep else m*ch) + skips.pop(pop)], m*ch
-        return out
-    for args in ((8, (1, 2, 4), 2), (32, (1, 2), 1)):
-        hold((got := answer(*args)) is not None, 'nothing came back. Is a `return` missing?')
-        same(torch.as_tensor(got).double(), torch.tensor(count(*args)).double(),
-             f'the channels for ch, ch_mult, num_res_blocks = {args}', {
-            'the oldest skip is taken first: the last in is the first out': torch.tensor(count(*args, pop=0)).double(),
-            'where the level changes, the map still has the width of the level below':
-                torch.tensor(count(*args, keep=False)).double(),
-            'the skips are missing: every block up also sees one':
-                torch.tensor([a - b for a, b in zip(count(*args), sorted_skips(*args))]).double(),
-            'these are the skips alone: what comes from below stands beside them':
-                torch.tensor(sorted_skips(*args)).double(),
-            'a level has one block more on the way up than on the way down':
-                torch.tensor(count(*args)[:args[2]*len(args[1])]).double()})
-
-def sorted_skips(ch, mult, n): # channels of the skips in the order in which they are taken
-    skips = [ch]
-    for level, m in enumerate(mult): skips += [m*ch]*(n + (level < len(mult) - 1))
-    return skips[::-1]
-
-# %% ../../nbs/course/00_checks.ipynb #ce9411e0
-@check
-def tell_time(answer):
-    "Chapter 06: an embedding (b, 2c), scales then shifts, acts on each channel of a normal map: h*(1 + scale) + shift."
-    h, emb = torch.randn(4, 4, 4, 4), torch.randn(4, 8)
-    scale, shift = emb.view(4, 8, 1, 1).chunk(2, 1)
-    flat = emb.chunk(2, 1)
-    same(answer(h, emb), h*(1 + scale) + shift, 'the map', {
-        'the 1 is missing: an embedding of 0 must change nothing': h*scale + shift,
-        'the shift comes second in the embedding': h*(1 + shift) + scale,
-        'scale and shift lie along rows and columns: reshape them to (b, c, 1, 1)': h*(1 + flat[0]) + flat[1],
-        'first the scale, then the shift': (h + shift)*(1 + scale),
-        'scales and shifts are two halves, not every other number': h*(1 + emb[:, ::2, None, None]) +
-        emb[:, 1::2, None, None]})
-    same(answer(h, 0*emb), h, 'the map under an embedding of 0')
 
 # %% ../../nbs/course/00_checks.ipynb #21c87167
 @check
@@ -629,6 +567,76 @@ def perceptual(answer):
             far(lambda h: F.normalize(h.flatten(2), dim=2).view_as(h)).sum(1).mean((1, 2)),
         'sum over the channels, take the mean over the places alone': far(unit).mean((1, 2, 3)),
         'this is one number for the batch: keep one for each image': far(unit).sum(1).mean()})
+
+# %% ../../nbs/course/00_checks.ipynb #8f96b253
+@check
+def saving(answer):
+    "Chapter 09: how many times fewer multiplications a convolution and attention take at 1/f of the side."
+    for side, c, f in ((64, 32, 4), (32, 64, 2)):
+        n, m = side**2, (side//f)**2
+        def attention(n): return 4*c*c*n + 2*c*n*n
+        conv, attend = parts(answer(side, c, f), 'of a convolution', 'of attention')
+        what = f'for side, c, f = {side, c, f} the saving of'
+        same(conv, float(f**2), f'{what} a convolution', {
+            'there are f times fewer rows and f times fewer columns: f squared': float(f),
+            'divide the cost in pixels by the cost on latents': f**-2.,
+            'a convolution costs in proportion to the positions, not to their square': float(f**4)})
+        same(attend, attention(n)/attention(m), f'{what} attention', {
+            'only the part with n squared falls by f to the fourth; the maps of q, k, v and output fall by f squared':
+                float(f**4),
+            'the products of queries, keys and values cost 2*c*n*n: they fall faster than the positions':
+                float(f**2),
+            'divide the cost in pixels by the cost on latents': attention(m)/attention(n),
+            'n is the number of positions, side squared': (4*c*c*side + 2*c*side**2)/(
+                4*c*c*(side//f) + 2*c*(side//f)**2)})
+
+# %% ../../nbs/course/00_checks.ipynb #cecaadce
+@check
+def equal_time(answer):
+    "Chapter 09: training steps in pixels and on latents in the same time, encoding included."
+    for args in ((100., .375, .125, 320, .03125), (60., .5, .25, 512, .0625),
+                 (10., .5, .125, 1024, .03125)):
+        budget, pixel, latent, n, encode = args
+        left = budget - n*encode
+        def both(a, b): return torch.tensor([float(a), float(b)])
+        got = torch.stack([torch.as_tensor(v).double() for v in parts(answer(*args), 'pixels', 'latents')])
+        right = both(budget//pixel, max(0, left)//latent)
+        same(got.float(), right, f'the steps for budget, pixel_step, latent_step, n, encode = {args}', {
+            'encoding takes time too: the latents have budget - n*encode left': both(budget//pixel, budget//latent),
+            'the first number is for pixels, the second for latents': right.flip(0),
+            'encoding is paid once for every picture, not in every step':
+                both(budget//pixel, budget//(latent + encode)),
+            'pictures in pixels need no encoding': both(max(0, left)//pixel, max(0, left)//latent),
+            'where encoding takes the whole budget no steps are left: 0, not a negative number':
+                both(budget//pixel, left//latent),
+            'half a step is no step: round down': both(budget/pixel, max(0, left)/latent)})
+
+# %% ../../nbs/course/00_checks.ipynb #2ce8fbd3
+@check
+def latent_loss(answer):
+    "Chapter 09: the eps loss on scaled latents of a frozen first stage."
+    first = torch.nn.Conv2d(3, 2, 2, stride=2)
+    second = torch.nn.Conv2d(2, 2, 3, padding=1)
+    shift = torch.tensor([1., -.5]).view(2, 1, 1)
+    scale = torch.tensor([3., .4]).view(2, 1, 1)
+    x, eps, a = torch.randn(4, 3, 8, 8), torch.randn(4, 2, 4, 4), .3
+    raw = first(x).detach()
+    z0 = (raw - shift)*scale
+    def noised(z): return a**.5*z + (1 - a)**.5*eps
+    def loss(z_t, goal=eps): return (second(z_t) - goal).square().mean()
+    got = answer(first, shift, scale, second, x, a, eps)
+    same(got, loss(noised(z0)), 'the loss', {
+        'the latents are not scaled: noise of unit size is then too much or too little': loss(noised(raw)),
+        'first noise, then scale: the noise was scaled too': loss((noised(raw) - shift)*scale),
+        'scaling is (raw - shift)*scale: it divides here': loss(noised((raw - shift)/scale)),
+        'the shift is subtracted before scaling': loss(noised(raw*scale - shift)),
+        'signal and noise are weighed by square roots of abar and 1 - abar': loss(a*z0 + (1 - a)*eps),
+        'the network predicts the noise, not the latent': loss(noised(z0), z0),
+        'this is a sum, not a mean': (second(noised(z0)) - eps).square().sum()})
+    hold(got.requires_grad, 'the loss has no gradient: only the first stage is frozen')
+    got.backward()
+    hold(second.weight.grad is not None, 'the network gets no gradient: it is the one that is trained')
+    hold(first.weight.grad is None, 'the first stage gets a gradient, and would be trained along: encode without one')
 
 # %% ../../nbs/course/00_checks.ipynb #9eb1922d
 @check
