@@ -26,12 +26,12 @@ class Embedder(Protocol):
 
     def prompts(self, y) -> list: ... # one entry a prompt; raises ValueError
     def prepare(self, prompts: list, ae: nn.Module) -> Tensor: ... # (b, ...) rows, one a prompt
-    def null(self, n: int, hw: tuple[int, int], rows=None) -> Cond: ... # nothing said
+    def null(self, n: int, hw: tuple[int, int], rows=None) -> Cond: ... # the null condition
     def __call__(self, rows: Tensor, rng=None) -> Cond: ... # in training, some rows become null
 
 # %% ../nbs/story/11_text.ipynb #c32455ad
 class Condition(nn.Module):
-    "The usual answers of an embedder to what only some conditions care about."
+    "The usual answers of an embedder to questions that concern only some conditions."
     guidance = 1.
     context_dim = None
     vector_dim = None
@@ -62,7 +62,7 @@ class Condition(nn.Module):
 
 # %% ../nbs/story/11_text.ipynb #5b61c8fa
 def drop_some(y: Tensor, # (b, ...) ids or numbers
-              null: Tensor | int, # what stands for "nothing said", broadcast to an item
+              null: Tensor | int, # the null condition, broadcast to an item
               p: float, # probability, for each item on its own, 0 to 1
               rng: torch.Generator | Callable | None = None # or a function of (shape, torch.rand);
               # None: the global generator
@@ -78,14 +78,14 @@ def drop_some(y: Tensor, # (b, ...) ids or numbers
 class TokenCondition(Condition, TokenTransformer):
     "Ids through the encoder. Has `nothing`, the null ids, `pad` and `drop`."
     def encode(self, ids: Tensor) -> Cond: # (b, max_length) int64
-        "From ids to tokens that have read each other."
+        "From ids to context tokens; with `vector_dim`, also their mean without the padding."
         context = self.tokens(ids) # b n d
         if self.vector_dim is None: return Cond(context=context)
         used = (ids != self.pad).to(context)[..., None] # b n 1
         return Cond(context=context, vector=(context*used).sum(1)/used.sum(1))
 
     def null(self, n: int = 1, hw=None, rows=None) -> Cond: # context (n, max_length, dim)
-        "Nothing said: the empty string."
+        "The null condition: the empty caption."
         return self.encode(self.nothing.expand(n, -1))
 
     def forward(self, y, rng=None) -> Cond: # captions, or their ids (b, max_length) int64
@@ -183,7 +183,7 @@ class ClassEmbedder(NamedClasses):
         return y
 
     def null(self, n: int = 1, hw=None, rows=None) -> Cond: # context (n, 1, dim)
-        "No class said. Raises `ValueError` if the model has no token for that."
+        "The null condition. Raises `ValueError` if the model has no token for it."
         if not self.config['null']:
             raise ValueError('this model knows no "no class": it cannot be guided; '
                              'sample with guidance=1')

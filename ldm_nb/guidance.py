@@ -45,7 +45,7 @@ def check_pairs(c: Cond, null: Cond) -> None:
 # %% ../nbs/story/12_guidance.ipynb #7b454e31
 def guide(denoise: Callable, # (z, sigma, c) -> z0_hat
           c: Cond, # the condition, a batch
-          null: Cond, # nothing said, or the negative prompt: a batch of the same size
+          null: Cond, # the null condition or the negative prompt: a batch of the same size
           w: float | Guidance # the weight
     ) -> Callable: # (z, sigma) -> z0_hat, as samplers take it
     """Classifier-free guidance: go w of the way from the unconditional to the conditional answer.
