@@ -428,6 +428,53 @@ def test_run_keeps_outputs(tree):
         assert r.returncode and says in r.stderr, r.stderr
 
 
+# ---- times ----
+
+CHAPTER = ('# A title\n\n**Time**: reading 0 min, exercises 0 min, machine 0 min. **Paper**: §1.', 'word '*290,
+           '## Exercises\n\n' + 'not counted '*500,
+           '### Exercise 3.1: One\n\nDifficulty ●○○○○ · importance ●○○○○ · 8 minutes',
+           '## Recap\n\n' + 'word '*4 + '`code` $formula$ [a link](to/a/long_address.ipynb)')
+
+
+def timed(tree, *texts, code='x = 1\n'*80, seconds=130): # a chapter of the story, and how long it ran
+    markdown = [dict(cell_type='markdown', id=f'm{k}', metadata={}, source=[t]) for k, t in enumerate(texts)]
+    (tree/'nbs/story').mkdir(exist_ok=True)
+    (tree/'nbs/story/03_made.ipynb').write_text(json.dumps(dict(
+        cells=[markdown[0], new_cell(code), new_cell('#| hide\n' + code, 'h'), *markdown[1:]], metadata={}, nbformat=4,
+        nbformat_minor=5), indent=1, ensure_ascii=False))
+    (tree/'data/results').mkdir(parents=True, exist_ok=True)
+    (tree/'data/results/chapter-times.json').write_text(json.dumps({'story/03_made': dict(processor_seconds=seconds)}))
+    row = '| [03 A title](nbs/story/03_made.ipynb) | it | 4 | 8 | 2 |'
+    (tree/'README.md').write_text(row)
+
+
+def test_times_are_counted_and_written(tree):
+    timed(tree, *CHAPTER)
+    nb = tree/'nbs/story/03_made.ipynb'
+    r = script(tree, 'times')
+    assert r.returncode == 1 and 'says (0, 0, 0) minutes and takes (4, 8, 2)' in r.stderr, r.stderr
+    r = script(tree, 'times', 'write')
+    assert r.returncode == 0 and '**Time**: reading 4 min, exercises 8 min, machine 2 min. **Paper**' in nb.read_text()
+    assert '0.1 h to read, 0.1 h of exercises, 0.2 h in all' in r.stdout
+    nb.write_text(nb.read_text().replace('reading 4 min', 'reading 6 min'))
+    assert script(tree, 'times').returncode == 0, 'two minutes off are let pass'
+    nb.write_text(nb.read_text().replace('reading 6 min', 'reading 7 min'))
+    assert script(tree, 'times').returncode == 1
+
+
+@pytest.mark.parametrize('edit_it, says', [
+    (lambda tree, t: timed(tree, t[0].replace('**Time**', 'Time'), *t[1:]), 'has no line "**Time**'),
+    (lambda tree, t: timed(tree, *t, '## Exercises', '### Exercise 3.2: Two'), '1 exercises without'),
+    (lambda tree, t: timed(tree, *t, 'word '*90_000), '10.1 hours to read the story, at most 9'),
+    (lambda tree, t: timed(tree, *t, *[t[2], t[3].replace('8 min', '99 min')]*9), '15.1 hours with exercises'),
+    (lambda tree, t: (timed(tree, *t), (tree/'README.md').write_text('')), 'README says None minutes of story/03_made'),
+    (lambda tree, t: (timed(tree, *t), (tree/'data/results/chapter-times.json').unlink()), 'was never timed')])
+def test_dishonest_times_are_refused(tree, edit_it, says):
+    edit_it(tree, CHAPTER)
+    r = script(tree, 'times', 'write')
+    assert r.returncode == 1 and says in r.stderr, r.stderr
+
+
 # ---- pictures of outputs ----
 
 def picture(im) -> dict: # an output that shows it
