@@ -216,7 +216,7 @@ def test_a_student_runs_it_top_to_bottom(edition, root, tmp_path):
                 source=['from ldm_nb.engine.files import data_path\n', 'data_path("pretrained")'])
     (edition/'story/_back.ipynb').write_text(json.dumps(nb | dict(cells=[*nb['cells'], look])))
     r = run(sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', '--output-dir', tmp_path,
-            edition/'story/_back.ipynb', cwd=edition, PYTHONPATH=str(root), IN_TEST='1', timeout=200)
+            edition/'story/_back.ipynb', cwd=edition, PYTHONPATH=str(root), IN_TEST='1', timeout=300)
     assert r.returncode == 0, r.stderr[-2000:]
     cells = read_notebook(tmp_path/'_back.ipynb')['cells']
     printed = [''.join(o.get('text', '')) for c in cells for o in c.get('outputs', [])]
