@@ -1122,6 +1122,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                     'ldm_nb.lab.widgets.curve': ('lab/widgets.html#curve', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.data_uri': ('lab/widgets.html#data_uri', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.drawn': ('lab/widgets.html#drawn', 'ldm_nb/lab/widgets.py'),
+                                    'ldm_nb.lab.widgets.labelled': ('lab/widgets.html#labelled', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.noise_slider': ('lab/widgets.html#noise_slider', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.noise_view': ('lab/widgets.html#noise_view', 'ldm_nb/lab/widgets.py'),
                                     'ldm_nb.lab.widgets.panel': ('lab/widgets.html#panel', 'ldm_nb/lab/widgets.py'),

@@ -316,7 +316,8 @@ def layout_editor(ldm: LatentDiffusion, # conditioned on a layout
         moved = [[[n, x, y0, x + x1 - x0, y1], *rest] for x in np.linspace(0, 1 - x1 + x0, 4)]
         drawn_there = [ldm.sample(m, steps=steps, sampler='dpmpp_2m', seed=seed) for m in moved]
         return (torch.cat(drawn_there),
-                f'the first of these boxes moves from the left edge to the right: {as_words([moved[0][0], *rest])}.')
+                f'the first of these boxes moves from the left edge to the right: {as_words([moved[0][0], *rest])}.',
+                None, 96, None, [f'left at {m[0][1]:.2f}' for m in moved])
     return panel('Layout',
                  'Draw a house, then move it: does its light, its ground, its sky go with it? Put a tree in the sky. '
                  'Draw two moons.',
@@ -385,7 +386,8 @@ def mask_painter(ldm: LatentDiffusion, # conditioned on a picture and its mask
         if not m.any(): m = m.index_fill(2, torch.arange(w//2, w), 1.)
         y = ldm.sample(image=x, mask=m, n=3, steps=steps, sampler='dpmpp_2m', seed=seed)
         return (torch.cat([torch.stack([x, torch.where(m > 0, pink, x)]), y]),
-                'a picture, its mask, and three fillings of it.')
+                'an image, its mask, and three fillings.', None, 96, None,
+                ['image', 'mask', *(f'filling {k}' for k in (1, 2, 3))])
     return panel('Inpainting',
                  'Paint out the house. Paint out half of the sky, then the whole of it: from where does the model '
                  'know the time of day? At last press Mask all.',
