@@ -164,7 +164,8 @@ def preference_study(a: Tensor, b: Tensor, # (n, 3, h, w) each: two models, aske
     left.on_click(lambda _: choose('left'))
     right.on_click(lambda _: choose('right'))
     look()
-    still = lambda: (torch.stack([pairs[0]['left'], pairs[0]['right']]), 'the first pair, left and right.')
+    still = lambda: (torch.stack([pairs[0]['left'], pairs[0]['right']]), 'the first pair.', None, 96, None,
+                     ['left', 'right'])
     return panel('Preference',
                  'Answer all pairs. Did you look at the house, or at the grain? Tab and Space answer without the '
                  'mouse.', [W.HBox([left, right]), view, W.HBox([bar, line])], still,
