@@ -211,7 +211,7 @@ def test_with_solutions_pasted_back_it_is_this_course(edition, root):
 
 def test_a_student_runs_it_top_to_bottom(edition, root, tmp_path):
     # a chapter with short trainings, in a kernel, from the folder of the students, who have no data beside it
-    nb = pasted(read_notebook(edition/'story/06_unet.ipynb'), read_notebook(root/'nbs/story/06_unet.ipynb'))
+    nb = pasted(read_notebook(edition/'story/02_data.ipynb'), read_notebook(root/'nbs/story/02_data.ipynb'))
     look = dict(cell_type='code', id='data', metadata={}, execution_count=None, outputs=[],
                 source=['from ldm_nb.engine.files import data_path\n', 'data_path("pretrained")'])
     (edition/'story/_back.ipynb').write_text(json.dumps(nb | dict(cells=[*nb['cells'], look])))
@@ -220,7 +220,7 @@ def test_a_student_runs_it_top_to_bottom(edition, root, tmp_path):
     assert r.returncode == 0, r.stderr[-2000:]
     cells = read_notebook(tmp_path/'_back.ipynb')['cells']
     printed = [''.join(o.get('text', '')) for c in cells for o in c.get('outputs', [])]
-    assert [f'{e.name}: right\n' in printed for e in exercises(nb)] == [True]*ASKED['story/06_unet']
+    assert [f'{e.name}: right\n' in printed for e in exercises(nb)] == [True]*ASKED['story/02_data']
     assert str(root/'data/pretrained') in ''.join(cells[-1]['outputs'][0]['data']['text/plain'])
     assert not (edition.parent/'data').exists()
 
