@@ -191,7 +191,7 @@ def own_tensors(ldm: LatentDiffusion) -> dict[str, Tensor]:
     if ldm.first_stage: del parts['autoencoder']
     return {f'{p}.{k}': v for p, m in parts.items() if m for k, v in m.state_dict().items()}
 
-# %% ../nbs/story/14_one_object.ipynb #3a788017
+# %% ../nbs/story/14_one_object.ipynb #b4f604f3
 def build_model(folder: Path, # named in errors
                 config: dict, tensors: dict # as `open_model` gives them
     ) -> LatentDiffusion:
@@ -223,7 +223,7 @@ def build_model(folder: Path, # named in errors
         sampling_sigmas(ldm.schedule.sigma, 2, **ldm.sampling) # raises for what it cannot use
     return ldm
 
-# %% ../nbs/story/14_one_object.ipynb #75a05cc3
+# %% ../nbs/story/14_one_object.ipynb #1000ed67
 def shared_autoencoder(folder: Path, first_stage: dict) -> Autoencoder: # dict(name=, hash=)
     "A shipped first stage. Raises `ValueError` if it is not the one that was trained on."
     try: place = find_first_stage(str(first_stage['name']))

@@ -75,7 +75,7 @@ def check_number(name: str, v, low: float, high: float, wanted: str) -> float: #
     if x is None or not low <= x <= high: raise ValueError(f'{name}={shown(v)}: {wanted}')
     return x
 
-# %% ../nbs/story/15_text_to_image.ipynb #ecffb3a5
+# %% ../nbs/story/15_text_to_image.ipynb #3b2bbb13
 def check_floats(name: str, v, wanted: str) -> Tensor: # float32, on the CPU, any shape
     "Pass an array or a tensor of finite floating-point numbers through. Raises `ValueError`."
     if isinstance(v, np.ndarray) and v.dtype.kind == 'f': # of any byte order, and backwards
@@ -225,7 +225,7 @@ def check_memory(ldm, request: Request, n: int, decode: bool = True) -> None: # 
     from ldm_nb.engine.memory import check_sample_fits
     check_sample_fits(ldm, request.shape, n, decode)
 
-# %% ../nbs/story/15_text_to_image.ipynb #f2f2ee59
+# %% ../nbs/story/15_text_to_image.ipynb #c29dea9a
 def resolve_request(ldm, # a `LatentDiffusion`
                     y=None, n=1, steps=50, guidance=None, sampler='ddim', eta=0., seed=0, size=None,
                     latents=None, image=None, mask=None, negative=None, init=None, strength=1.,
