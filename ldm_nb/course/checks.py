@@ -9,8 +9,9 @@ __all__ = ['MET', 'GAUSS', 'Wrong', 'hold', 'brief', 'close', 'same', 'parts', '
            'u_forward', 'gaussian_sample', 'kl', 'quantize', 'latent_scale', 'hinge', 'adaptive_weight',
            'codebook_loss', 'perceptual', 'saving', 'equal_time', 'latent_loss', 'cross_attention', 'transformer_block',
            'word_maps', 'wordpiece', 'pooled_mean', 'drop_some', 'guidance', 'one_call', 'rescale_guided', 'ema',
-           'in_micro_batches', 'batch_indices', 'item_noise', 'draw', 'start_from', 'cross_entropy', 'mean_iou',
-           'found', 'frechet', 'precision_recall', 'kid', 'interval', 'try_answer', 'send_answer']
+           'in_micro_batches', 'clip_norm', 'batch_indices', 'item_noise', 'draw', 'start_from', 'own_tensors',
+           'share_right', 'paired_difference', 'fitting_size', 'cross_entropy', 'mean_iou', 'found', 'frechet',
+           'precision_recall', 'kid', 'interval', 'try_answer', 'send_answer']
 
 # %% ../../nbs/course/00_checks.ipynb #89fa056b
 import contextlib, functools, inspect, linecache, os, traceback
@@ -855,6 +856,22 @@ def in_micro_batches(answer):
         'each piece is multiplied by its rows: divide by the rows of all': (each*sizes[:, None]).sum(0)})
     hold(max(largest) < 12, 'the whole batch went through at once: that is what does not fit')
 
+# %% ../../nbs/course/00_checks.ipynb #4afb3004
+@check
+def clip_norm(answer):
+    "Chapter 13: gradients made shorter by one factor, so that all of them together are at most `longest` long."
+    grads = [torch.randn(3, 4)*2, torch.randn(5)*.1]
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    for longest, k in ((norm/4, .25), (2*norm, 1.)):
+        got = parts(answer([g.clone() for g in grads], float(longest)), 'first gradient', 'second gradient')
+        for i, (g, h) in enumerate(zip(grads, got)):
+            same(h, k*g, f'gradient {i} of a norm of {norm:.2f}, clipped to {longest:.2f}', {
+                'each gradient is clipped by itself: the direction of the step changes':
+                    g*(longest/g.norm()).clamp(max=1),
+                'numbers are clipped one by one: the direction of the step changes': g.clamp(-longest, longest),
+                'a short gradient is made longer: the factor is at most 1': g*longest/norm,
+                'the norm is a square root: divide by that, not by the sum of squares': g*longest/norm**2})
+
 # %% ../../nbs/course/00_checks.ipynb #2739ccbd
 @check
 def batch_indices(answer):
@@ -943,6 +960,74 @@ def start_from(answer):
             (1 - s[10 - k])*noise,
             'the latent and the noise are mixed by strength: add sigma times noise': (1 - strength)*z0 + strength*noise,
             'the noise is not multiplied by sigma': z0 + noise})
+
+# %% ../../nbs/course/00_checks.ipynb #bbc04e1d
+@check
+def own_tensors(answer):
+    "Chapter 14: the weights that a folder must hold: those of every part by name, but of no shipped part."
+    state = lambda *names: {k: torch.randn(2) for k in names}
+    parts_ = dict(net=state('conv.weight', 'out.weight'), embedder=state('table.weight'),
+                  autoencoder=state('conv.weight'))
+    for given, shipped in ((parts_, ()), (parts_, ('autoencoder',)), (parts_ | dict(embedder=None), ('autoencoder',))):
+        want = {f'{p}.{k}': v for p, t in given.items() if t and p not in shipped for k, v in t.items()}
+        got = answer(dict(given), shipped)
+        hold(isinstance(got, dict), f'expected a dict, name -> tensor; found {type(got).__name__}')
+        bare = {k for t in given.values() if t for k in t}
+        hold(not bare & set(got),
+             'two parts may use the same name: write the name of the part before it, net.conv.weight')
+        late = [k for k in got if k.partition('.')[0] in shipped]
+        hold(not late, f'{late[:1]} is of a shipped part: it lies in a folder of its own already')
+        hold(set(got) == set(want), f'expected the names {sorted(want)}; found {sorted(got)}')
+        hold(all(got[k] is want[k] for k in want), 'a name leads to the tensor of another part')
+
+# %% ../../nbs/course/00_checks.ipynb #1121107b
+@check
+def share_right(answer):
+    "Chapter 15: the share of right answers among all that captions ask, whatever else the images show."
+    asked = [dict(time='noon', season='summer', lake=True), dict(house='red'), dict(time='dusk', trees=2)]
+    seen = [dict(time='noon', season='winter', lake=True, house='none', trees=0),
+            dict(time='night', season='summer', lake=False, house='red', trees=1),
+            dict(time='dusk', season='spring', lake=False, house='blue', trees=3)]
+    same(answer(seen, asked), 4/6, 'the share', {
+        'each caption counts alike, but they ask for 3, 1 and 2 things: count questions': (2/3 + 1 + 1/2)/3,
+        'divide by what was asked: what no caption mentions is neither right nor wrong': 4/15,
+        'an image counts only if all of it is right: count single questions': 1/3,
+        'this is the number of right answers, not their share': 4.,
+        'this is the share of wrong answers': 2/6})
+
+# %% ../../nbs/course/00_checks.ipynb #2e153f09
+@check
+def paired_difference(answer):
+    "Chapter 15: the mean difference of two models asked the same captions, and the half-width of its 95 % interval."
+    a = (torch.rand(200) < .8).float()
+    b = torch.where(torch.rand(200) < .15, 1 - a, a) # right mostly where the other is
+    d, n = a - b, 200
+    mean, half = parts(answer(a.clone(), b.clone()), 'difference', 'half-width')
+    same(mean, d.mean(), 'the difference', {'it is a - b, not b - a': -d.mean(),
+                                            'the mean of the differences, not their sum': d.sum()})
+    same(half, 1.96*d.std()/n**.5, 'the half-width', {
+        'this is the interval of two models with captions of their own: captions hard for both cancel in a - b':
+            1.96*(a.var() + b.var()).sqrt()/n**.5,
+        'this is the spread of one difference; the mean of n has it divided by the square root of n': 1.96*d.std(),
+        'this is one standard deviation of the mean: 95 % are 1.96 of them': d.std()/n**.5,
+        'divide by the square root of n, not by n': 1.96*d.std()/n,
+        'this is the whole width: half of it lies on each side': 2*1.96*d.std()/n**.5}, tol=1e-5)
+
+# %% ../../nbs/course/00_checks.ipynb #8a241f6e
+@check
+def fitting_size(answer):
+    "Chapter 15: the image size nearest to the one asked for that autoencoder and UNet can divide."
+    near = lambda side, k: max(1, round(side/k))*k
+    for h, w, f, levels in ((77, 57, 4, 3), (3, 500, 8, 4), (64, 64, 4, 2), (45, 37, 2, 3)):
+        k = f*2**(levels - 1)
+        wrong = lambda k: torch.tensor([near(h, k), near(w, k)])
+        got = parts(answer(h, w, f, levels), 'h', 'w')
+        same(torch.as_tensor(got), wrong(k), f'the size for {h}x{w}, f={f} and {levels} levels', {
+            'these are the next smaller sides; a larger one may be nearer': torch.tensor([h//k*k, w//k*k]),
+            'a side of 0 is no image: one multiple at least': torch.tensor([round(h/k)*k, round(w/k)*k]),
+            'between `levels` resolutions lie levels - 1 halvings': wrong(f*2**levels),
+            'a UNet halves at each level: 2**(levels - 1), not a product with levels': wrong(f*levels),
+            'the UNet halves the latent too: f alone is not enough': wrong(f)})
 
 # %% ../../nbs/course/00_checks.ipynb #b0e0e705
 @check
