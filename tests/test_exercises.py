@@ -28,6 +28,7 @@ from ldm_nb.samplers import cut_sigmas
 ASKED = {
     'story/02_data': 3,
     'story/03_diffusion': 5,
+    'story/04_why_it_works': 3,
     'story/05_samplers': 4,
     'story/06_unet': 4,
     'story/07_autoencoder': 4,

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MET', 'GAUSS', 'Wrong', 'hold', 'brief', 'close', 'same', 'parts', 'stopped', 'check', 'hint_of', 'mistakes',
-           'to_float', 'block_mean', 'hide', 'abar', 'q_sample', 'from_v', 'diffusion_loss', 'draw_t', 'ddim_step',
-           'euler', 'heun_step', 'karras_sigmas', 'group_norm', 'heads_attention', 'attention', 'timestep_embedding',
-           'u_forward', 'gaussian_sample', 'kl', 'quantize', 'latent_scale', 'hinge', 'adaptive_weight',
-           'codebook_loss', 'perceptual', 'saving', 'equal_time', 'latent_loss', 'cross_attention', 'transformer_block',
-           'word_maps', 'wordpiece', 'pooled_mean', 'drop_some', 'guidance', 'one_call', 'rescale_guided', 'ema',
-           'in_micro_batches', 'clip_norm', 'batch_indices', 'item_noise', 'draw', 'start_from', 'own_tensors',
-           'share_right', 'paired_difference', 'fitting_size', 'cross_entropy', 'mean_iou', 'found', 'frechet',
-           'precision_recall', 'kid', 'interval', 'try_answer', 'send_answer']
+           'to_float', 'block_mean', 'hide', 'abar', 'q_sample', 'from_v', 'diffusion_loss', 'draw_t', 'posterior',
+           'noise_weight', 'velocity', 'ddim_step', 'euler', 'heun_step', 'karras_sigmas', 'group_norm',
+           'heads_attention', 'attention', 'timestep_embedding', 'u_forward', 'gaussian_sample', 'kl', 'quantize',
+           'latent_scale', 'hinge', 'adaptive_weight', 'codebook_loss', 'perceptual', 'saving', 'equal_time',
+           'latent_loss', 'cross_attention', 'transformer_block', 'word_maps', 'wordpiece', 'pooled_mean', 'drop_some',
+           'guidance', 'one_call', 'rescale_guided', 'ema', 'in_micro_batches', 'clip_norm', 'batch_indices',
+           'item_noise', 'draw', 'start_from', 'own_tensors', 'share_right', 'paired_difference', 'fitting_size',
+           'cross_entropy', 'mean_iou', 'found', 'frechet', 'precision_recall', 'kid', 'interval', 'try_answer',
+           'send_answer']
 
 # %% ../../nbs/course/00_checks.ipynb #89fa056b
 import contextlib, functools, inspect, linecache, os, traceback
@@ -247,6 +248,62 @@ def draw_t(answer):
     hold(t.min() == 0, 'step 0 is never drawn')
     hold((t[1:] - t[:-1]).double().std() > 2, 'the steps follow one another: draw them at random')
     hold(((count/400 - 1).abs() < .25).all(), f'not uniform: 10 steps were drawn {count.int().tolist()} times')
+
+# %% ../../nbs/course/00_checks.ipynb #f5544f54
+@check
+def posterior(answer):
+    "Chapter 04: mean and variance of z_{t-1} given z_t and z0."
+    z_t, z0 = torch.randn(2, 5, 3)
+    a, before = torch.tensor(.3), torch.tensor(.5)
+    alpha = a/before
+    beta = 1 - alpha
+    p, m = alpha/beta + 1/(1 - before), alpha.sqrt()/beta*z_t + before.sqrt()/(1 - before)*z0
+    mean, var = parts(answer(z_t, z0, a, before), 'mean', 'variance')
+    same(mean, m/p, 'the mean', {
+        'this is B: the mean is B/A, divided by the precision': m,
+        'z_t and z0 have changed places': (alpha.sqrt()/beta*z0 + before.sqrt()/(1 - before)*z_t)/p,
+        'abar_t stands where abar_{t-1} belongs, beside z0': (alpha.sqrt()/beta*z_t + a.sqrt()/(1 - a)*z0)/p,
+        'a square root is missing: the chain multiplies by sqrt(alpha)': (alpha/beta*z_t + before/(1 - before)*z0)/p,
+        'this is q(z_{t-1} | z0): what z_t says is not used': before.sqrt()*z0})
+    same(var, 1/p, 'the variance', {
+        'this is the precision: the variance is 1/A': p,
+        'this is beta, the variance of one step forward': beta,
+        'this is the standard deviation: return its square': p**-.5,
+        'this is 1 - abar_{t-1}, the variance before z_t is known': 1 - before})
+
+# %% ../../nbs/course/00_checks.ipynb #aab355e2
+@check
+def noise_weight(answer):
+    "Chapter 04: the weight of a squared error of the noise in the bound, for each timestep but the first."
+    a = torch.linspace(.999, .05, 30, dtype=torch.float64)
+    snr = a/(1 - a)
+    ratio, drop = snr[:-1]/snr[1:], snr[:-1] - snr[1:]
+    same(answer(a), (ratio - 1)/2, 'the weight', {
+        'this is the weight of an error in z0: one in eps is SNR_t times as large': drop/2,
+        'the half is missing: the KL divides by twice the variance': ratio - 1,
+        'the ratio is upside down: the earlier timestep has the larger SNR': (1/ratio - 1)/2,
+        'this is divided by the earlier SNR; z_t has the later one': drop/2/snr[:-1],
+        'this is the weight of the variances alone: the 1 is missing': ratio/2,
+        'abar stands where the SNR belongs': (a[:-1]/a[1:] - 1)/2})
+
+# %% ../../nbs/course/00_checks.ipynb #aedf396f
+@check
+def velocity(answer):
+    "Chapter 04: the velocity of the straight path, from a denoiser in z and sigma."
+    s, x = .3, torch.randn(6, 2)
+    z, sigma = x/(1 - s), s/(1 - s)
+    def denoise(z, sigma): return torch.tanh(z/(1 + sigma))
+    right = denoise(z, sigma)
+    def to_eps(z0_hat): return (x - (1 - s)*z0_hat)/s
+    def speed(z0_hat): return to_eps(z0_hat) - z0_hat
+    same(answer(denoise, x, s), speed(right), 'the velocity', {
+        'the sign is wrong: s grows from the data to the noise': -speed(right),
+        'the denoiser was given x: it takes z = x/(1 - s)': speed(denoise(x, sigma)),
+        'the denoiser was given s: its noise level is s/(1 - s)': speed(denoise(z, s)),
+        'the denoiser was given x and s: it takes x/(1 - s) and s/(1 - s)': speed(denoise(x, s)),
+        'this is eps_hat: subtract z0_hat': to_eps(right),
+        'this is z0_hat': right,
+        'eps_hat is (x - (1 - s) z0_hat)/s on this path': ((z - right)/s - right, x - right)})
 
 # %% ../../nbs/course/00_checks.ipynb #9c333127
 @check
