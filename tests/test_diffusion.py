@@ -1,10 +1,10 @@
-"""Schedule, forward process, prediction types, denoiser and loss: the numbers of the published models, the identities of
-chapter 03 on every timestep, and what is refused."""
+"""Schedule, forward process, prediction types, denoiser and loss: the numbers of the published models, the identities
+of chapter 03 on every timestep, and what is refused."""
 import pytest
 import torch
 
-from ldm_nb.diffusion import (PREDICTION_TYPES, Denoiser, DiffusionLoss, Schedule, abar_at, betas, draw_t, q_sample, target,
-                              to_eps, to_z0)
+from ldm_nb.diffusion import (PREDICTION_TYPES, Denoiser, DiffusionLoss, Schedule, abar_at, betas, draw_t, q_sample,
+                              target, to_eps, to_z0)
 
 schedule, ended = Schedule(), Schedule(zero_snr=True)
 PUBLISHED = ((.0015, .0195), (.0015, .0155), (.0015, .0205), (.00085, .012))
@@ -92,14 +92,16 @@ def test_moments_of_a_noised_sample():
     z0 = torch.tensor([-1.5, 0., .3, 2.], dtype=torch.float64)
     for t in (0, 150, 500, 999):
         a = schedule.abar[t]
-        z_t = q_sample(schedule, z0.expand(n, 4), torch.full((n,), t), torch.randn(n, 4, generator=g, dtype=torch.float64))
+        z_t = q_sample(schedule, z0.expand(n, 4), torch.full((n,), t),
+                       torch.randn(n, 4, generator=g, dtype=torch.float64))
         assert ((z_t.mean(0) - a.sqrt()*z0).abs() < 4*((1 - a)/n)**.5).all()
         assert ((z_t.var(0) - (1 - a)).abs() < 4*(1 - a)*(2/n)**.5).all()
 
 
 @pytest.mark.parametrize('t, says', [(1000, '0 ... 999'), (-1, '0 ... 999'), (.5, 'integers')])
 def test_timesteps_outside_are_refused(t, says):
-    with pytest.raises(ValueError, match=says): q_sample(schedule, torch.zeros(1, 2), torch.tensor([t]), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=says):
+        q_sample(schedule, torch.zeros(1, 2), torch.tensor([t]), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize('prediction_type', PREDICTION_TYPES)
@@ -174,12 +176,14 @@ def test_min_snr_is_one_weight_for_all_prediction_types(some, gamma):
     want = (a/(1 - a)).clamp(max=gamma)*((z0 - guess)**2).mean((1, 2))
     for prediction_type in PREDICTION_TYPES:
         answer = target(prediction_type, guess, to_eps('x0', guess, z_t, a), a)
-        near(DiffusionLoss(schedule, prediction_type, min_snr=gamma)(lambda z_t, t, c: answer, z0, None, t, eps), want, 1e-10)
+        near(DiffusionLoss(schedule, prediction_type, min_snr=gamma)(lambda z_t, t, c: answer, z0, None, t, eps),
+             want, 1e-10)
 
 
 def test_a_loss_refuses(some):
     z0, eps, _, t = some
     with pytest.raises(ValueError, match="'huber'"): DiffusionLoss(schedule, loss='l3')
     with pytest.raises(ValueError, match='eps, x0, v'): DiffusionLoss(schedule, prediction_type='score')
-    with pytest.raises(ValueError, match='same shape'): DiffusionLoss(schedule)(lambda z_t, t, c: z_t[:, :1], z0, None, t, eps)
+    with pytest.raises(ValueError, match='same shape'):
+        DiffusionLoss(schedule)(lambda z_t, t, c: z_t[:, :1], z0, None, t, eps)
     with pytest.raises(ValueError, match='integers'): abar_at(schedule, torch.tensor([1.]))

@@ -1,5 +1,5 @@
-"""How many bits does a diffusion model need for a picture, and at which timesteps are they spent? The bound of chapter 04
-of two models of one size: on pixels, and on the latents of a first stage.
+"""How many bits does a diffusion model need for a picture, and at which timesteps are they spent? The bound of chapter
+04 for two networks of one shape: on pixels, and on the latents of a first stage.
 
     python tests/prove/bits.py
         trains a pixel model and a latent model for 8 minutes of the processor each, one thread, measures these two
@@ -14,8 +14,9 @@ The bound is that of DDPM (Ho et al. 2020, eq. 5), all T = 1000 terms, in bits p
     picture     - log p(x | z_1): each of the 256 values has the mass of a Gaussian over its bin (eq. 13). Its mean is
                 z0_hat for pixels, decode(z0_hat) for latents; its width is one number, fitted on training pictures
 
-so latents have the same bound of the same picture: the first two lines are what the latent model sends, the last is what
-the first stage leaves out (`picture_share`). The encoder's mean is the latent. A model that was interrupted goes on where it was saved."""
+so latents have the same bound of the same picture: the first two lines are what the latent model sends, the last is
+what the first stage leaves out (`picture_share`). The encoder's mean is the latent; its posterior is far narrower than
+the first noise level. A model whose training was interrupted goes on where it was saved."""
 import argparse, json, math, time
 from pathlib import Path
 import torch
@@ -60,8 +61,8 @@ def train(what: str, ae, images, minutes: float, seed: int, work: Path):
         step, spent, losses = state['step'], state['spent'], state['losses']
     schedule = Schedule()
     loss = DiffusionLoss(schedule, 'v')
-    latents = None if what == 'pixels' else encode(ae, images)     
-    since, saved, wall = time.process_time(), time.time(), time.time()
+    latents = None if what == 'pixels' else encode(ae, images)
+    since, saved = time.process_time(), time.time()
     def save():
         with atomic_path(file) as p:
             torch.save(dict(net=net.state_dict(), mean=mean.state_dict(), opt=opt.state_dict(), step=step, spent=spent,
@@ -86,11 +87,11 @@ def train(what: str, ae, images, minutes: float, seed: int, work: Path):
         if time.time() - saved > 60:
             save()
             saved = time.time()
-            print(f'{what}: {spent/60:.1f} of {minutes} minutes, step {step}, loss {sum(losses[-200:])/len(losses[-200:]):.4f}',
-                  flush=True)
+            print(f'{what}: {spent/60:.1f} of {minutes} minutes, step {step}, '
+                  f'loss {sum(losses[-200:])/len(losses[-200:]):.4f}', flush=True)
     save()
-    return mean.module.eval(), dict(
-        trained_steps=step, batch_size=BATCH[what], trained_minutes=spent/60, precision='bf16', lr=LR, loss=sum(losses[-200:])/len(losses[-200:]))
+    return mean.module.eval(), dict(trained_steps=step, batch_size=BATCH[what], trained_minutes=spent/60,
+                                    precision='bf16', lr=LR, loss=sum(losses[-200:])/len(losses[-200:]))
 
 def edges(schedule, strata: int): # first timestep of each group: groups are even in log SNR, none is empty
     log_snr = -2*schedule.sigma.log()
@@ -104,7 +105,6 @@ def denoised(net, schedule, z0, t, eps): # z0_hat of z_t, in float64
     return to_z0('v', net(z_t, t).double(), z_t.double(), abar_at(schedule, t))
 
 def bin_bits(x, mean, width): # uint8 values, mean in [-1, 1], width -> bits each: the mass of a Gaussian over its bin
-    normal = torch.distributions.Normal(0., 1.)
     centre = x.double()/127.5 - 1
     low, high = (((centre + d/255) - mean)/width for d in (-1, 1))
     # both tails as tails: no difference of numbers near 1. The outermost bins reach to infinity
@@ -134,7 +134,8 @@ def measure(net, ae, schedule, images, known, strata: int, seed: int) -> dict:
     for low, high in zip(cut, cut[1:]):                             # timesteps low ... high - 1
         t = low + (torch.rand(len(z0), generator=g)*(high - low)).long()
         eps = draw(z0)
-        z0_hat = torch.cat([denoised(net, schedule, a, b, c) for a, b, c in zip(z0.split(32), t.split(32), eps.split(32))])
+        z0_hat = torch.cat([denoised(net, schedule, a, b, c)
+                            for a, b, c in zip(z0.split(32), t.split(32), eps.split(32))])
         square = (z0_hat - z0.double()).square().flatten(1).sum(1)  # n
         groups.append((high - low)*.5*(snr[t - 1] - snr[t])*square/LN2/size)
         errors.append((square*snr[t]/z0[0].numel()).mean().item())
@@ -166,12 +167,13 @@ def row(found: dict, schedule) -> dict:
     cut = found['cut']
     # the bits that are spent from the last timestep down to each edge: what has been sent when z_t is known
     left = torch.cat([found['groups'].flip(0).cumsum(0).flip(0), torch.zeros(1, len(noise))]) + found['prior']
-    return dict(
-        prior=interval(found['prior']), noise=interval(noise), sent=interval(sent), picture=interval(found['picture']),
-        total=interval(sent + found['picture']), sent_fitted=interval(found['prior'] + tight),
-        total_fitted=interval(found['prior'] + tight + found['picture']), psnr=interval(psnr), width=found['width'], edges=cut,
-        log_snr=[(-2*schedule.sigma[t - 1].log()).item() for t in cut],
-        spent=[interval(v) for v in found['groups']], sent_down_to=[interval(v) for v in left], loss_eps=found['errors'])
+    return dict(prior=interval(found['prior']), noise=interval(noise), sent=interval(sent),
+                picture=interval(found['picture']),
+                total=interval(sent + found['picture']), sent_fitted=interval(found['prior'] + tight),
+                total_fitted=interval(found['prior'] + tight + found['picture']), psnr=interval(psnr),
+                width=found['width'], edges=cut, log_snr=[(-2*schedule.sigma[t - 1].log()).item() for t in cut],
+                spent=[interval(v) for v in found['groups']], sent_down_to=[interval(v) for v in left],
+                loss_eps=found['errors'])
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,9 +207,8 @@ def main():
         found[k] |= dict(size=held[0].numel(), numbers=z0.numel())
         print(k, 'measured', flush=True)
     if 'pixels' not in found: return
-    rows = {k: row(f, Schedule()) | dict(parameters=sum(o.numel() for o in nets[k][0].parameters()), training=nets[k][1],
-                                        measured_minutes=f['minutes'])
-            for k, f in found.items()}
+    rows = {k: row(f, Schedule()) | dict(parameters=sum(o.numel() for o in nets[k][0].parameters()),
+                                         training=nets[k][1], measured_minutes=f['minutes']) for k, f in found.items()}
     def share(part, whole): # of the same pictures, so it is paired
         ratio = part.mean()/whole.mean()
         half = 1.96*(part - ratio*whole).std()/whole.mean()/len(whole)**.5
@@ -219,9 +220,11 @@ def main():
     with atomic_path(a.out) as o:
         o.write_text(json.dumps(dict(
             command='python tests/prove/bits.py', n=a.n, strata=a.strata, seed=a.seed, device='cpu', threads=1,
-            torch=torch.__version__, unit='bits per number of the picture (64 x 64 x 3), mean and 95 % interval over pictures',
+            torch=torch.__version__,
+            unit='bits per number of the picture (64 x 64 x 3), mean and 95 % interval over pictures',
             seconds=round(time.time() - start), rows=rows), indent=1) + '\n')
     for k, r in rows.items():
-        print(k, {o: r[o][0] for o in ('prior', 'noise', 'sent', 'picture', 'total', 'total_fitted', 'psnr', 'picture_share', 'sent_over_pixels')})
+        print(k, {o: r[o][0] for o in ('prior', 'noise', 'sent', 'picture', 'total', 'total_fitted', 'psnr',
+                                       'picture_share', 'sent_over_pixels')})
 
 if __name__ == '__main__': main()
