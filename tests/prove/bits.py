@@ -184,6 +184,7 @@ def main():
     p.add_argument('--only', nargs='*', choices=list(MODELS), help='these models')
     p.add_argument('--work', type=Path, default=Path('runs/bits'))
     p.add_argument('--out', type=Path, default=Path('data/results/bits.json'))
+    p.add_argument('--note', default='', help='kept in the file')
     a = p.parse_args()
     torch.set_num_threads(1)
     a.work.mkdir(parents=True, exist_ok=True)
@@ -222,7 +223,7 @@ def main():
             command='python tests/prove/bits.py', n=a.n, strata=a.strata, seed=a.seed, device='cpu', threads=1,
             torch=torch.__version__,
             unit='bits per number of the picture (64 x 64 x 3), mean and 95 % interval over pictures',
-            seconds=round(time.time() - start), rows=rows), indent=1) + '\n')
+            seconds=round(time.time() - start), note=a.note, rows=rows), indent=1) + '\n')
     for k, r in rows.items():
         print(k, {o: r[o][0] for o in ('prior', 'noise', 'sent', 'picture', 'total', 'total_fitted', 'psnr',
                                        'picture_share', 'sent_over_pixels')})
