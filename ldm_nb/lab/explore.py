@@ -119,8 +119,8 @@ def sampler_stepper(ldm: LatentDiffusion, y=None, # what to draw, one picture
         got = [f.thing for f in side_by_side(ldm, y, samplers, steps=steps, seed=seed)]
         pick = np.linspace(0, steps - 1, min(7, steps)).round().astype(int)
         x = torch.stack([[t for t in got if t[0] == k][i][2][1] for k in range(2) for i in pick])
-        return (x, f'z0_hat at steps {", ".join(str(i + 1) for i in pick)} of {steps}; '
-                   f'above {samplers[0]}, below {samplers[1]}.', len(pick))
+        return (x, f'z0_hat at {len(pick)} of {steps} sampling steps.', len(pick), 96, list(samplers),
+                [f'step {i + 1}' for i in pick])
     return panel('Two samplers',
                  'Sample, then scrub. When is the time of day settled, when the house? Make it 4 steps: '
                  'which of the two is still right?', [W.HBox([left, right, go]), W.HBox([n, noise]), at, view, bar],
@@ -167,7 +167,8 @@ def guidance_slider(ldm: LatentDiffusion, y, # what to draw, one picture
     draw()
     ws = [v for v in (0., 1., 2., 3., 5., 8., 12.) if v <= top]
     at = lambda v: ldm.sample(y, steps=steps, sampler='dpmpp_2m', guidance=v, seed=seed)
-    still = lambda: (torch.cat([at(v) for v in ws]), 'w = ' + ', '.join(f'{v:g}' for v in ws) + '.')
+    still = lambda: (torch.cat([at(v) for v in ws]), 'the same noise at several guidance scales w.', None, 96, None,
+                     [f'w = {v:g}' for v in ws])
     return panel('Guidance',
                  'At 0 the caption is ignored. Where does the picture begin to follow it, and where do the colours '
                  'begin to suffer? Then go back.', [w, noise, view, bar], still, w=w, seed=noise, view=view, job=job)
@@ -262,7 +263,7 @@ def caption_builder(ldm: LatentDiffusion, # conditioned on captions
         x, maps = [f.thing for f in with_words(ldm, caption, steps, seed)][-1]
         shown = {w: m for w, m in maps.items() if w not in ('a', 'on', 'at', 'with', 'and')}
         return (torch.stack([x[0], *(lit(x[0], m) for m in shown.values())]),
-                f'"{caption}", and the attention to {", ".join(shown)}.')
+                f'"{caption}": the sample, and where each word is attended to.', None, 96, None, ['sample', *shown])
     return panel('Captions',
                  'Say "no house": which word is attended to where a house would be? Type what no postcard shows: '
                  'what is made of it?',
@@ -295,7 +296,8 @@ def interpolation(ldm: LatentDiffusion, y=None, # what to draw, one picture
     def still():
         unit = torch.cat([between(float(v), line, *seeds) for line in (False, True) for v in at])
         x = ldm.sample(y, n=len(unit), steps=steps, sampler='dpmpp_2m', latents=unit)
-        return x, f'from seed {seeds[0]} to seed {seeds[1]}, above by angles, below in a straight line.', len(at)
+        return (x, f'from seed {seeds[0]} to seed {seeds[1]}.', len(at), 96, ['by angles', 'straight'],
+                [f'w = {v:.2f}' for v in at])
     return panel('Between two pictures',
                  'Move w. Does a house fade, or does it move? Then take the straight line and look at the middle.',
                  [W.HBox([w, straight]), W.HBox([a, b]), view, bar], still, w=w, straight=straight, a=a, b=b,
