@@ -340,8 +340,7 @@ def test_order_of_reading(root, story): # the story first, numbers as numbers, t
     assert names[0] == 'story/00_start_here' and names[-1] == 'index'
     parts = list(dict.fromkeys(n.partition('/')[0] for n in names))[:-1]
     assert parts == [p for p in story.house.FOLDERS if p in parts]
-    assert (names.index('story/05_samplers') < names.index('story/06_unet') < names.index('story/06_unet') <
-            names.index('story/10_attention'))
+    assert names.index('story/05_samplers') < names.index('story/06_unet') < names.index('story/10_attention')
 
 
 def test_readme(tree):
