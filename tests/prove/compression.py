@@ -5,6 +5,8 @@ whole of its time? The curves of chapter 16.
     python tests/prove/compression.py
         all points, two at a time on one thread each: six minutes of the processor to train a point
     python tests/prove/compression.py --seeds 1  another seed beside those that are in the file
+    python tests/prove/compression.py --seeds 3 --out data/results/compression-samples.json --pictures
+        samples, too: compression-samples.jpg, a row for each point, a column for each of the first eight captions
     python tests/prove/compression.py --minutes 0.1 --n 24 --first-steps 20 --out runs/tiny.json --work runs/tiny
         in miniature
 
@@ -14,12 +16,13 @@ import argparse, json, multiprocessing, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 import torch
+from PIL import Image
 from torch import nn
 from ldm_nb.autoencoder import load_autoencoder
 from ldm_nb.paper.conditions import make_embedder, make_unet, training_rows
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.engine.cost import count_flops, on_paper
-from ldm_nb.datasets.images import to_float
+from ldm_nb.datasets.images import to_float, to_uint8
 from ldm_nb.diffusion import DiffusionLoss, Schedule, draw_t
 from ldm_nb.metrics.distances import Seen, embed, kid, fid, reader_features
 from ldm_nb.metrics.judges import judge_text
@@ -94,15 +97,25 @@ def batches(ldm, images, seed: int): # every picture is encoded once, which is n
         return kept[i], draws.each(lambda k, rng: draw_t(k, 1000, rng, .75)), draws(kept[i].shape), rows(i, draws)
     return batch, n
 
-def measure(ldm, reader, base: Seen, data: dict, n: int, seed: int) -> dict:
+def measure(ldm, reader, base: Seen, data: dict, n: int, seed: int) -> tuple[dict, torch.Tensor]:
     start, network = time.process_time(), reader_features(reader)
     x = torch.cat([ldm.sample(data['caption'][k:k + 32], steps=15, sampler='dpmpp_2m', guidance=3., seed=seed + k)
                    for k in range(0, n, 32)])
     seconds, right = time.process_time() - start, judge_text(x, dict(caption=data['caption'][:n]), reader, None)
     seen = embed(network, x)
     share = lambda k: right[f'caption: {k}'].value()
-    return dict(fid=fid(base.features, seen.features).item(), kid=kid(base.features, seen.features).item(),
-                samples_a_second=n/seconds, **{k: share(k) for k in ('time', 'season', 'house colour', 'trees', 'all')})
+    found = dict(fid=fid(base.features, seen.features).item(), kid=kid(base.features, seen.features).item(),
+                 samples_a_second=n/seconds, **{k: share(k) for k in ('time', 'season', 'house colour', 'trees', 'all')})
+    return found, x
+
+def strip(images) -> Image.Image: # c h w in [-1, 1], side by side
+    return Image.fromarray(to_uint8(torch.cat(list(images), 2)))
+
+def sheet(points, seed: int, work: Path, out: Path): # the strips one below the other: real postcards, then the points
+    strips = [Image.open(work/f'samples-{point}-{seed}.png') for point in ('real', *points)]
+    whole = Image.new('RGB', (strips[0].width, sum(s.height for s in strips)))
+    for k, s in enumerate(strips): whole.paste(s, (0, k*s.height))
+    whole.save(out, quality=85)
 
 class Clock:
     "Seconds of the processor: what else the machine does, does not count."
@@ -131,13 +144,16 @@ def run(point: str, seed: int, minutes: float, n: int, work: Path, first_steps: 
         if clock() < left[0]*60*minutes: continue
         share = left.pop(0)
         clock.pause()
-        found = measure(with_parts(ldm, trainer.averaged_model()), reader, base, held, n, seed)
+        found, x = measure(with_parts(ldm, trainer.averaged_model()), reader, base, held, n, seed)
         curve.append(dict(minutes=clock()/60, steps=step, loss=trainer.mean) | found)
         print(f'{point} seed {seed}, {share:.0%}: ' + ', '.join(f'{k} {v:.3g}' for k, v in curve[-1].items()),
               flush=True)
         part.train()
         clock.start()
         if not left: break
+    work.mkdir(parents=True, exist_ok=True)
+    for name, images in (('real', to_float(held['image'][:8])), (point, x[:8])):
+        strip(images).save(work/f'samples-{name}-{seed}.png')
     with on_paper(part) as blank:
         z = torch.zeros(1, ldm.autoencoder.z_ch, 64//ldm.autoencoder.f, 64//ldm.autoencoder.f)
         flops = count_flops(lambda: blank['net'](z, torch.zeros(1), Cond(context=torch.zeros(1, 32, 128),
@@ -159,6 +175,7 @@ if __name__ == '__main__':
     p.add_argument('--n', type=int, default=400, help='captions that judge (default 400)')
     p.add_argument('--work', type=Path, default=Path('runs/compression'))
     p.add_argument('--out', type=Path, default=Path('data/results/compression.json'))
+    p.add_argument('--pictures', action='store_true', help='keep samples beside --out, as .jpg')
     p.add_argument('--workers', type=int, default=2, help='points at a time, a thread each (default 2)')
     a = p.parse_args()
     rows = json.loads(a.out.read_text())['rows'] if a.out.is_file() else []
@@ -176,4 +193,5 @@ if __name__ == '__main__':
                          device='cpu', threads=1, torch=torch.__version__, rows=rows)
             a.out.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(a.out) as path: path.write_text(json.dumps(table, indent=1) + '\n')
+    if a.pictures: sheet(points, seeds[0], a.work, a.out.with_suffix('.jpg'))
     print(f'wrote {a.out}')
