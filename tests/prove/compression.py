@@ -105,7 +105,8 @@ def measure(ldm, reader, base: Seen, data: dict, n: int, seed: int) -> tuple[dic
     seen = embed(network, x)
     share = lambda k: right[f'caption: {k}'].value()
     found = dict(fid=fid(base.features, seen.features).item(), kid=kid(base.features, seen.features).item(),
-                 samples_a_second=n/seconds, **{k: share(k) for k in ('time', 'season', 'house colour', 'trees', 'all')})
+                 samples_a_second=n/seconds,
+                 **{k: share(k) for k in ('time', 'season', 'house colour', 'trees', 'all')})
     return found, x
 
 def strip(images) -> Image.Image: # c h w in [-1, 1], side by side
