@@ -509,8 +509,8 @@ def guidance() -> Diagram:
     for w, kind in ((0, 'flow'), (1, 'cond'), (3, 'loss')): d.dot(*on(w), kind, 6)
     d.dot(*z, 'data', 7)
     d.text(46, 336, '*z*', 'big')
-    d.text(250, 328, 'ẑ_{0}(∅): told nothing,  *w* = 0', '', 'start')
-    d.text(350, 252, 'ẑ_{0}(*c*): told the caption,  *w* = 1', '', 'start')
+    d.text(250, 328, 'ẑ_{0}(∅): without it,  *w* = 0', '', 'start')
+    d.text(350, 252, 'ẑ_{0}(*c*): with the caption,  *w* = 1', '', 'start')
     d.text(g[0] + 16, g[1] + 20, 'guided,  *w* = 3', 'bold', 'start')
     d.text(16, 34, 'guided = ẑ_{0}(∅) + *w* ( ẑ_{0}(*c*) − ẑ_{0}(∅) )', 'big', 'start')
     d.text(16, 62, 'one network, two answers from the same *z*', 'soft', 'start')
@@ -519,7 +519,7 @@ def guidance() -> Diagram:
     d.text(640, 226, 'in which the caption *c*', '', 'start')
     d.text(640, 246, 'becomes more likely,', '', 'start')
     d.text(640, 266, '∇ log *p*(*c* | *z*).', '', 'start')
-    d.text(640, 292, '*w* > 1 exaggerates it.', '', 'start')
+    d.text(640, 292, '*w* > 1 extrapolates.', '', 'start')
     d.text(16, 384, 'Points are latents of 1,024 numbers, drawn here as two. A sampling step then goes towards '
            'the guided point.', 'small soft', 'start')
     return d
