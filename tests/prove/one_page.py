@@ -12,12 +12,12 @@ from ldm_nb.engine.files import atomic_path
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = ROOT/'nbs/story/01_one_page.ipynb'
 
-def code_cells(seed: int) -> list[str]: # as they are, but for the seed; none that speaks of nbdev
+def code_cells(seed: int) -> list[str]: # as they are, but for the seed; without those of nbdev and of Jupyter
     cells = json.loads(CHAPTER.read_text(encoding='utf-8'))['cells']
     cells = [''.join(c['source']).splitlines() for c in cells if c['cell_type'] == 'code']
     if sum(c.count('seed = 0') for c in cells) != 1: raise ValueError(f'{CHAPTER} does not say `seed = 0` once')
     cells = ['\n'.join(f'seed = {seed}' if line == 'seed = 0' else line for line in c) for c in cells]
-    return [c for c in cells if 'nbdev' not in c]
+    return [c for c in cells if 'nbdev' not in c and not c.startswith('%')]
 
 def processor() -> float: # seconds that this process has worked, all threads
     used = resource.getrusage(resource.RUSAGE_SELF)
