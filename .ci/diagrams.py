@@ -136,10 +136,10 @@ class Diagram:
         if not on_line: self.lines.append((None, r, text))
         self.parts.append(f'<text class="{cls}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{spans(text)}</text>')
 
-    def arrow(self, *points, kind='flow', head=True, dash=False, curve=None, both=False): # along these points
-        # a curve bends by that many pixels; a head at the end
+    def arrow(self, *points, kind='flow', head=True, dash=False, curve=None, both=False, thin=False):
+        # along these points; a curve bends by that many pixels; a head at the end
         p, q = points[-2], points[-1]
-        extra = ' stroke-dasharray="5 4"' if dash else ''
+        extra = ' stroke-dasharray="5 4"'*dash + ' style="stroke-width:1"'*thin
         if curve:
             (x0, y0), (x1, y1) = points
             mx, my = (x0 + x1)/2, (y0 + y1)/2 + curve
@@ -225,7 +225,8 @@ def mosaic(d: Diagram, x, y, side, abar, seed=3): # a tiny house, noised to this
 def whole() -> Diagram:
     d = Diagram('whole', 880, 474, 'Latent diffusion. Training: a picture is encoded to a latent, noised, and the UNet '
                 'predicts the noise; the loss compares. Sampling: noise is cleaned step by step by the same UNet and '
-                'decoded to a picture. A caption is encoded and conditions the UNet.')
+                'decoded to a picture. An embedder turns the caption into tokens for cross-attention '
+                'and their mean, the pooled vector, which is added to the time embedding.')
     d.panel(8, 8, 864, 152, 'Training: learn to predict the noise')
     d.panel(8, 168, 864, 96, 'Condition')
     d.panel(8, 272, 864, 164, 'Sampling: from noise to a picture')
@@ -244,19 +245,23 @@ def whole() -> Diagram:
     d.text(600, 41, 'the noise *ε* that was added', 'small')
     y = 222 # condition
     d.box(114, y, 196, 48, ('caption *y*', 'a red house at night'), 'cond')
-    d.box(300, y, 120, 48, ('text encoder', '0.4 M'), 'net')
+    d.box(300, y, 120, 56, ('embedder', '(text encoder)', '0.4 M'), 'net')
     d.box(414, y, 64, 48, ('*c*', '32×128'), 'cond')
     d.arrow((212, y), (240, y), kind='cond')
     d.arrow((360, y), (382, y), kind='cond')
     d.arrow((446, y - 10), (u, y - 10), (u, 132), kind='cond')
     d.arrow((446, y + 10), (u, y + 10), (u, 324), kind='cond')
-    d.text(506, 216, 'cross-attention, at every step', 'small', 'start')
-    d.text(506, 240, 'guidance: also without *c*, to compare', 'small', 'start')
+    d.arrow((324, y - 28), (324, 146), (u - 28, 146), (u - 28, 132), kind='cond', thin=True)
+    d.arrow((324, y + 28), (324, 304), (u - 28, 304), (u - 28, 324), kind='cond', thin=True)
+    d.text(332, 262, 'pooled vector 128', 'small', 'start')
+    d.text(506, 204, 'cross-attention, at every step', 'small', 'start')
+    d.text(506, 228, 'guidance: also without *c*, to compare', 'small', 'start')
+    d.text(506, 252, 'thin: mean of the tokens, to the time embedding', 'small', 'start')
     y = 354 # sampling
     d.box(58, y, 88, 52, ('noise *z*_{T}', '4×16×16'))
     d.box(322, y, 72, 52, ('*z*_{t}', '4×16×16'))
     d.box(u, y, 96, 60, ('UNet', 'the same'), 'net')
-    d.box(580, y, 88, 52, ('one step', 'to *z*_{t−1}'), 'op')
+    d.box(580, y, 88, 74, ('one step', 'to the next', 'lower noise', 'level'), 'op')
     d.box(673, y, 68, 52, ('*z*_{0}', '4×16×16'))
     d.box(754, y, 64, 64, 'Dec.', 'frozen', 'decoder')
     d.box(832, y, 68, 52, ('*x*', '3×64×64'))
@@ -264,10 +269,11 @@ def whole() -> Diagram:
     d.text(190, y - 9, 'start here', 'small')
     for a, b in ((358, u - 48), (u + 48, 536), (624, 639), (707, 722), (786, 798)): d.arrow((a, y), (b, y))
     d.text(u + 62, y - 9, '*ε*_{θ}')
-    d.arrow((580, y + 26), (580, 418), (322, 418), (322, y + 26))
+    d.arrow((580, y + 37), (580, 418), (322, 418), (322, y + 26))
     d.text(392, 411, '20 to 50 times', 'small')
     for x, at, n in ((83, 76, '02'), (150, 68, '07'), (364, 76, '03'), (u - 48, 74, '06'), (798, 76, '03'),
-                     (360, 198, '11'), (492, 212, '10'), (492, 236, '12'), (u - 48, 326, '06'), (624, 328, '05'),
+                     (360, 194, '11'), (492, 200, '10'), (492, 224, '12'), (492, 248, '11'), (u - 48, 326, '06'),
+                     (626, 313, '05'),
                      (748, 322, '07'), (346, 24, '13'), (346, 288, '14')): d.badge(x, at, n)
     d.legend(459, ('data', 'net', 'frozen', 'op', 'cond'), badge='chapter')
     return d
@@ -336,19 +342,31 @@ def step() -> Diagram:
 
 
 def unet() -> Diagram:
-    d = Diagram('unet', 880, 436,
+    d = Diagram('unet', 880, 486,
                 'The UNet of the shipped model: two resolutions, 16x16 and 8x8. Each tensor of the down '
-                'path is kept and joins the up path at the same resolution.')
-    d.panel(8, 8, 864, 58)
-    d.panel(8, 74, 864, 142, '16×16: 48 channels')
-    d.panel(8, 224, 864, 178, '8×8: 96 channels')
-    y, low, mid = 158, 290, 366
+                'path is kept and joins the up path at the same resolution. The pooled vector of the caption is added '
+                'to the time embedding; attention layers read its tokens.')
+    d.panel(8, 8, 864, 108)
+    d.panel(8, 124, 864, 142, '16×16: 48 channels')
+    d.panel(8, 274, 864, 178, '8×8: 48, then 96')
+    y, low, mid = 208, 340, 416
     d.box(46, 37, 48, 34, '*t*', 'cond')
     d.box(146, 37, 96, 40, ('time MLP', '192'), 'net')
+    d.box(244, 37, 36, 32, '+', 'op')
     d.arrow((70, 37), (98, 37), kind='cond')
-    d.text(204, 42, 'added in every ResBlock', 'small', 'start')
-    d.box(520, 37, 72, 40, ('*c*', '32×128'), 'cond')
-    d.text(566, 42, 'read in every attention layer', 'small', 'start')
+    d.arrow((194, 37), (226, 37), kind='cond')
+    d.arrow((262, 37), (290, 37), kind='cond')
+    d.text(298, 42, 'time embedding 192, added in every ResBlock', 'small', 'start')
+    d.box(244, 90, 80, 40, ('linear', '192'), 'net')
+    d.box(500, 90, 116, 40, ('embedder', '(text encoder)'), 'net')
+    d.arrow((442, 90), (284, 90), kind='cond', thin=True)
+    d.arrow((244, 70), (244, 53), kind='cond', thin=True)
+    d.text(364, 83, 'pooled vector 128', 'small')
+    d.box(622, 90, 72, 40, ('*c*', '32×128'), 'cond')
+    d.arrow((558, 90), (586, 90), kind='cond')
+    d.dot(672, 90, 'cond')
+    d.text(684, 87, 'read in every attention', 'small', 'start')
+    d.text(684, 104, 'layer: green dots', 'small', 'start')
     d.box(52, y, 72, 48, ('*z*_{t}', '4×16×16'))
     d.box(142, y, 68, 40, 'conv', 'net')
     d.box(236, y, 88, 40, 'ResBlock', 'net')
@@ -367,16 +385,17 @@ def unet() -> Diagram:
     d.arrow((494, mid), (534, mid), (534, low + 23))
     d.arrow((640, low - 30), (640, y + 20))
     d.arrow((280, y), (596, y), kind='data')
-    d.arrow((142, y - 20), (142, 112), (738, 112), (738, y - 20), kind='data')
+    d.arrow((142, y - 20), (142, 162), (738, 162), (738, y - 20), kind='data')
     d.arrow((392, low), (486, low), kind='data')
-    d.arrow((264, low - 20), (264, 248), (612, 248), (612, low - 30), kind='data')
-    d.text(438, 105, 'skip: 48 channels, put beside those of the up path', 'small')
+    d.arrow((264, low - 20), (264, 298), (612, 298), (612, low - 30), kind='data')
+    d.text(438, 155, 'skip: 48 channels, put beside those of the up path', 'small')
     d.text(438, y - 7, '48', 'small')
-    d.text(438, 264, '48', 'small')
+    d.text(438, 291, '48', 'small')
     d.text(438, low - 8, '96', 'small')
-    d.text(150, 388, 'down: halve the sides', 'small soft')
-    d.text(700, 388, 'up: double the sides', 'small soft')
-    d.legend(425, ('data', 'net', 'cond'), 'blue arrow: skip connection.  2.3 M parameters in all')
+    d.text(150, 438, 'down: halve the sides', 'small soft')
+    d.text(700, 438, 'up: double the sides', 'small soft')
+    for at in ((384, low + 23), (482, mid + 31), (574, low + 23), (680, low + 30)): d.dot(*at, 'cond')
+    d.legend(475, ('data', 'net', 'cond'), 'blue arrow: skip connection.  2.3 M parameters in all')
     return d
 
 
@@ -416,12 +435,13 @@ def first_stage() -> Diagram:
 
 
 def two_stages() -> Diagram:
-    d = Diagram('two-stages', 880, 456,
+    d = Diagram('two-stages', 880, 580,
                 'Stage 1 trains the autoencoder on pictures. Stage 2 keeps it fixed, encodes the '
-                'pictures once and trains the UNet on latents. Sampling runs the UNet many times and the decoder once.')
+                'pictures once and trains the UNet and the embedder of the captions on latents. Sampling '
+                'runs the UNet many times and the decoder once.')
     d.panel(8, 8, 864, 126, 'Stage 1: train the autoencoder on pictures')
-    d.panel(8, 142, 864, 126, 'Stage 2: train the UNet on latents; the autoencoder no longer changes')
-    d.panel(8, 276, 864, 138, 'Sampling: the UNet at every step, the decoder once')
+    d.panel(8, 142, 864, 184, 'Stage 2: train UNet and embedder on latents; the autoencoder no longer changes')
+    d.panel(8, 334, 864, 204, 'Sampling: the UNet at every step, embedder and decoder once')
     y = 84
     d.box(66, y, 90, 52, ('*x*', '3×64×64'))
     d.box(186, y, 96, 68, 'Encoder', 'net', 'encoder')
@@ -439,28 +459,38 @@ def two_stages() -> Diagram:
     d.box(646, y, 78, 52, ('*ε*_{θ}', '4×16×16'))
     d.box(790, y, 136, 52, ('which noise?', '|*ε* − *ε*_{θ}|²'), 'loss')
     for a, b in ((111, 138), (234, 260), (344, 372), (468, 495), (585, 607), (685, 722)): d.arrow((a, y), (b, y))
-    y = 356
+    d.box(66, 292, 90, 40, 'caption *y*', 'cond')
+    d.box(302, 292, 116, 44, ('embedder', '(text encoder)'), 'net')
+    d.arrow((111, 292), (244, 292), kind='cond')
+    d.arrow((360, 292), (540, 292), (540, 244), kind='cond')
+    d.text(448, 285, '*c*')
+    y = 472
+    d.box(66, 392, 90, 40, 'caption *y*', 'cond')
+    d.box(302, 392, 116, 44, ('embedder', '(text encoder)'), 'frozen')
+    d.arrow((111, 392), (244, 392), kind='cond')
+    d.arrow((360, 392), (420, 392), (420, 446), kind='cond')
+    d.text(390, 385, '*c*')
     d.box(66, y, 90, 52, ('noise', '4×16×16'))
     d.box(302, y, 84, 52, ('*z*_{t}', '4×16×16'))
     d.box(420, y, 90, 52, 'UNet', 'frozen')
-    d.box(540, y, 96, 52, ('one step', 'to *z*_{t−1}'), 'op')
+    d.box(540, y, 96, 74, ('one step', 'to the next', 'lower noise', 'level'), 'op')
     d.box(646, y, 78, 52, ('*z*_{0}', '4×16×16'))
     d.box(744, y, 82, 68, 'Decoder', 'frozen', 'decoder')
     d.box(828, y, 70, 52, ('*x*', '3×64×64'))
     for a, b in ((111, 260), (344, 375), (465, 492), (588, 607), (685, 703), (785, 793)): d.arrow((a, y), (b, y))
-    d.arrow((540, y + 26), (540, 404), (302, 404), (302, y + 26))
-    d.text(420, 398, '20 to 50 times', 'small')
-    d.legend(440, ('data', 'net', 'frozen', 'op', 'loss'))
+    d.arrow((540, y + 37), (540, 527), (302, 527), (302, y + 26))
+    d.text(420, 520, '20 to 50 times', 'small')
+    d.legend(564, ('data', 'net', 'frozen', 'op', 'cond', 'loss'))
     return d
 
 
 def attention() -> Diagram:
-    d = Diagram('attention', 880, 372,
+    d = Diagram('attention', 880, 396,
                 'Cross-attention: queries from the positions of the picture, keys and values from the '
                 'words. Weights are the softmax of the products of queries and keys; the output is a weighted '
                 'mean of values.')
     d.panel(8, 8, 864, 132, 'From the picture: 8×8 = 64 positions')
-    d.panel(8, 148, 864, 178, 'From the caption: 32 tokens')
+    d.panel(8, 148, 864, 202, 'From the caption: 32 tokens')
     y, k, v = 88, 206, 284
     d.box(52, y, 72, 52, ('*h*', '64×96'))
     d.box(140, y, 64, 40, 'to_q', 'net')
@@ -469,7 +499,7 @@ def attention() -> Diagram:
     d.box(458, y, 80, 40, 'softmax', 'op')
     d.box(556, y, 80, 52, ('*A*', '64×32'))
     d.box(648, y, 64, 52, ('*A V*', '64×24'), 'op')
-    d.box(738, y, 72, 52, ('to_out', '64×96'), 'net')
+    d.box(738, y, 72, 52, ('out', '64×96'), 'net')
     d.box(830, y, 64, 40, '*h* + …', 'op')
     for a, b in ((88, 108), (172, 192), (264, 288), (400, 418), (498, 516), (596, 616), (680, 702), (774, 798)):
         d.arrow((a, y), (b, y))
@@ -491,7 +521,10 @@ def attention() -> Diagram:
     d.text(662, 246, 'weighted by those shares', 'small', 'start')
     d.text(662, 284, 'self-attention: the same,', 'small soft', 'start')
     d.text(662, 302, 'with *h* in place of *c*', 'small soft', 'start')
-    d.legend(354, ('data', 'net', 'op', 'cond'), 'shapes of one of 4 heads; to_out joins them')
+    d.arrow((52, 271), (52, 332), (84, 332), kind='cond', thin=True)
+    d.text(92, 337, 'pooled vector 128, the mean of the tokens: to the time embedding, not through attention',
+           'small', 'start')
+    d.legend(378, ('data', 'net', 'op', 'cond'), 'shapes of one of 4 heads; “out” joins them')
     return d
 
 
@@ -539,7 +572,9 @@ def training_step() -> Diagram:
     d.box(528, y, 78, 52, ('*ε*_{θ}', '4×16×16'))
     d.box(656, y, 108, 52, ('loss', '|*ε* − *ε*_{θ}|²'), 'loss')
     d.box(798, y, 108, 52, ('backward', 'gradient'), 'op')
-    d.box(64, 192, 88, 44, ('*c*', '32×128'), 'cond')
+    d.box(64, 192, 88, 40, 'caption *y*', 'cond')
+    d.box(192, 192, 116, 44, ('embedder', 'weights *θ*'), 'net')
+    d.box(312, 192, 72, 44, ('*c*', '32×128'), 'cond')
     d.arrow((108, y), (220, y))
     d.arrow((268, 66), (268, y - 22))
     d.arrow((316, y), (354, y))
@@ -549,17 +584,19 @@ def training_step() -> Diagram:
     d.arrow((450, y), (489, y))
     d.arrow((567, y), (602, y))
     d.arrow((710, y), (744, y), kind='loss')
-    d.arrow((108, 192), (384, 192), (384, y + 28), kind='cond')
+    d.arrow((108, 192), (134, 192), kind='cond')
+    d.arrow((250, 192), (276, 192), kind='cond')
+    d.arrow((348, 192), (384, 192), (384, y + 28), kind='cond')
     y = 300
     d.box(798, y, 108, 48, ('gradient *g*', 'added up'))
     d.box(640, y, 110, 48, ('clip', 'norm of *g* ≤ 1'), 'op')
     d.box(488, y, 110, 48, ('AdamW', 'lr of this step'), 'op')
-    d.box(316, y, 128, 48, ('new weights *θ*', '2.3 M'))
+    d.box(316, y, 128, 48, ('new weights *θ*', 'UNet, embedder'))
     d.box(130, y, 140, 48, ('EMA', 'a slow mean of *θ*'), 'op')
     d.arrow((798, 146), (798, y - 24), kind='loss')
     for a, b in ((744, 695), (585, 543), (433, 380), (252, 200)): d.arrow((a, y), (b, y))
     d.arrow((340, y - 24), (340, 252), (420, 252), (420, 148), kind='net')
-    d.box(130, 370, 156, 44, ('averaged weights', '2.3 M'))
+    d.box(130, 370, 156, 44, ('averaged weights', '2.7 M'))
     d.arrow((130, y + 24), (130, 348))
     d.text(216, 375, 'sampling and evaluation use these', 'small', 'start')
     d.text(434, 214, 'the next step begins with the new weights', 'small', 'start')
@@ -592,7 +629,7 @@ def where() -> Diagram:
         d.arrow((658, y), (628, y), (628, 230), kind='cond', head=False)
     d.arrow((628, 230), (522, 230), kind='cond')
     d.text(598, 252, 'cross-attention', 'small', 'start')
-    d.box(756, 330, 196, 46, ('caption, averaged', '128'), 'cond')
+    d.box(756, 330, 196, 46, ('caption, averaged', 'pooled vector 128'), 'cond')
     d.box(756, 394, 196, 40, 'timestep *t*', 'cond')
     d.box(470, 376, 104, 52, ('time MLP', 'and add'), 'net')
     d.arrow((658, 330), (600, 330), (600, 366), (522, 366), kind='cond')
