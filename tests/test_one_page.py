@@ -3,6 +3,8 @@ import ast
 import contextlib
 import importlib.util
 import io
+import json
+import re
 
 import matplotlib.pyplot as plt
 import pytest
@@ -46,3 +48,17 @@ def test_interrupted_and_run_again(cells, monkeypatch):
             plt.close('all')
     assert names['seed'] == 3 and said.getvalue().count('season right') == 2
     assert names['x'].shape == (200, 3, 64, 64) and torch.isfinite(names['z']).all()
+
+
+def test_lines_that_later_chapters_replace(cells): # those that they quote are there; `...` stands for anything
+    page, quoted = '\n'.join(cells).replace('seed = 3', 'seed = 0'), []
+    for p in sorted((ROOT/'nbs/story').glob('*.ipynb')):
+        prose = [''.join(c['source']) for c in json.loads(p.read_text(encoding='utf-8'))['cells']
+                 if c['cell_type'] == 'markdown']
+        said = [line for t in prose for line in t.splitlines() if line.startswith('**Chapter 01**')]
+        assert len(said) <= 1, p.name
+        for line in said:
+            first = re.findall(r'`([^`]+)`', line)[:1]
+            quoted += first
+            assert all(part in page for q in first for part in q.split('...')), f'{p.name}: {first}'
+    assert len(quoted) >= 13
