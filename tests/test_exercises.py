@@ -40,6 +40,7 @@ ASKED = {
     'story/13_training': 3,
     'story/14_one_object': 3,
     'story/15_text_to_image': 3,
+    'story/16_compression': 3,
     'engine/01_seeds': 2,
     'metrics/00_reader': 3,
     'metrics/02_intervals': 1,

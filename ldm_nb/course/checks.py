@@ -11,11 +11,11 @@ __all__ = ['MET', 'GAUSS', 'Wrong', 'hold', 'brief', 'close', 'same', 'parts', '
            'latent_loss', 'cross_attention', 'transformer_block', 'word_maps', 'wordpiece', 'pooled_mean', 'drop_some',
            'guidance', 'one_call', 'rescale_guided', 'ema', 'in_micro_batches', 'clip_norm', 'batch_indices',
            'item_noise', 'draw', 'start_from', 'own_tensors', 'share_right', 'paired_difference', 'fitting_size',
-           'cross_entropy', 'mean_iou', 'found', 'frechet', 'precision_recall', 'kid', 'interval', 'try_answer',
-           'send_answer']
+           'cross_entropy', 'mean_iou', 'found', 'frechet', 'precision_recall', 'kid', 'interval', 'latent_cost',
+           'add_errors', 'best_factor', 'try_answer', 'send_answer']
 
 # %% ../../nbs/course/00_checks.ipynb #89fa056b
-import contextlib, functools, inspect, linecache, os, traceback
+import contextlib, functools, inspect, linecache, math, os, traceback
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -1212,6 +1212,54 @@ def interval(answer):
                 torch.tensor([max(0., p - plain), min(1., p + plain)]),
             'the bounds have changed places: low, then high': torch.tensor(wilson(p, n)[::-1]),
             'the sum is not divided by 1 + z^2/n': torch.tensor(wilson(p, n))*(1 + z*z/n)}, tol=2e-3)
+
+# %% ../../nbs/course/00_checks.ipynb #61a6ef08
+@check
+def latent_cost(answer):
+    "Chapter 16: multiplications of a 3x3 convolution and of a self-attention, c channels, at factor f."
+    for h, w, f, c in ((64, 64, 4, 32), (64, 96, 8, 48)):
+        n = (h//f)*(w//f)
+        conv, attention = parts(answer(h, w, f, c), 'the convolution', 'the attention')
+        same(torch.as_tensor(conv)/(9*c*c*n), 1., 'the convolution, as a multiple of what it takes', {
+            'f divides both sides, so positions fall by f*f': float(f),
+            'these are the pixels: f is missing': float(f*f),
+            'each of c channels out takes 9 products for each of c channels in': 1/c,
+            'a 3x3 filter takes 9 products for each channel in': 1/9})
+        same(torch.as_tensor(attention)/(2*n*n*c), 1., 'the attention, as a multiple of what it takes', {
+            'two products: QK^T and weights times V': .5, 'each position looks at all positions: n*n': 1/n,
+            'these are the pixels: f is missing': float(f**4), 'a vector has c channels': 1/c})
+
+# %% ../../nbs/course/00_checks.ipynb #01869c14
+@check
+def add_errors(answer):
+    "Chapter 16: decibels of the sum of two independent errors, each given in decibels."
+    for a, b in ((24., 30.), (33., 20.)):
+        total = lambda k: -k*math.log10(10**(-a/k) + 10**(-b/k))
+        same(answer(a, b), total(10), f'the decibels of {a:.0f} dB and {b:.0f} dB', {
+            'decibels are logarithms: add the squared errors, not the decibels': a + b,
+            'this is the mean of the decibels': (a + b)/2,
+            'the larger error alone: the other one adds to it': min(a, b),
+            'the sign is wrong: a larger error has fewer decibels': -total(10),
+            'the factor is 10: squared errors add': total(20)}, tol=1e-3)
+
+# %% ../../nbs/course/00_checks.ipynb #9b1095ee
+@check
+def best_factor(answer):
+    "Chapter 16: the factor with the lowest FID at its last measurement within a budget of minutes, or None."
+    curves = {1: [(1., 400.), (2., 300.), (8., 50.)], 4: [(1., 350.), (2., 250.), (4., 90.)],
+              8: [(1., 200.), (2., 180.), (4., 170.)], 16: [(1., 150.), (2., 320.)]}
+    says = lambda budget: answer(dict(curves), budget)
+    got = says(4.)
+    hold(got != 1, 'budget 4: found 1. Measurements after the budget must not count')
+    hold(got != 8, 'budget 4: found 8. A measurement at the budget itself counts')
+    hold(got != 16, 'budget 4: found 16, which has the highest FID: low is good')
+    hold(got == 4, f'budget 4: expected 4, found {got}')
+    hold((got := says(2.)) != 16, 'budget 2: f=16 had its lowest FID at minute 1; what counts is the last measurement '
+         'within the budget, 320')
+    hold(got == 8, f'budget 2: expected 8, found {got}')
+    try: got = says(.5)
+    except Exception as e: raise Wrong(f'budget 0.5: nothing is measured by then; expected None, found {e!r}') from None
+    hold(got is None, f'budget 0.5: nothing is measured by then; expected None, found {got}')
 
 # %% ../../nbs/course/00_checks.ipynb #df85f0fa
 def try_answer(name: str, # of a check in this module
