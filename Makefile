@@ -66,7 +66,7 @@ grade: $(PACKAGE)
 	@$(BIN)/python -m ldm_nb.course.grading grade '$(DIR)' $(if $(JSON),--json '$(JSON)')
 
 check: $(PACKAGE) $(TOOLS)
-	@bad=0; for c in 'notebooks.py check' story.py 'diagrams.py check' 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
+	@bad=0; for c in 'notebooks.py check' story.py 'diagrams.py check' 'times.py check' 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
 	$(RUFF) nbs tests .ci setup.py || bad=1; $(RUFF) --select F ldm_nb || bad=1; exit $$bad
 
 quick: check
