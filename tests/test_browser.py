@@ -144,8 +144,9 @@ def menu(page, *items: str):
     for item in items[1:]: page.locator('.lm-Menu').get_by_text(item, exact=True).click()
 
 
+# folded cells have no text that could be seen; they run in their turn all the same
 CELLS = ("[...document.querySelectorAll('.jp-Notebook .jp-CodeCell')]"
-         ".filter(c => c.querySelector('.cm-content').textContent.trim())")
+         ".filter(c => c.querySelector('.cm-content')?.textContent.trim())")
 PROMPT = "c.querySelector('.jp-InputPrompt').textContent"
 
 
