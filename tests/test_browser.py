@@ -203,7 +203,8 @@ def opening(path, holding: str, folder):
              if c['cell_type'] == 'markdown' and re.search(r'^## ', ''.join(c['source']), re.M) and k > at]
     if not os.environ.get('WHOLE_CHAPTER'): nb['cells'] = nb['cells'][:heads[0]]
     (folder/path.name).write_text(json.dumps(nb), encoding='utf-8')
-    shutil.copytree(ROOT/'nbs/images', folder/'images', dirs_exist_ok=True) # what `../images` means for a page at the top
+    # what `../images` means for a page at the top
+    shutil.copytree(ROOT/'nbs/images', folder/'images', dirs_exist_ok=True)
 
 
 def test_noise_slider_of_chapter_03(page, lab): # WHOLE_CHAPTER=1 pytest ... runs all of it

@@ -59,7 +59,8 @@ def without_pictures(cells):
 LINKS = '![](images/a.png) [first](engine/00_files.ipynb#saving) [out](https://x.org/y) [up](../LICENSE)'
 INDEX = [
     dict(cell_type='markdown', id='a', metadata={}, source='# A title\n\n' + LINKS),
-    dict(cell_type='code', id='b', metadata={}, execution_count=None, source='#| hide\nsecret = 1', outputs=[]),
+    dict(cell_type='code', id='b', metadata=dict(jupyter=dict(source_hidden=True)), execution_count=None,
+         source='#| hide\nsecret = 1', outputs=[]),
     dict(cell_type='code', id='c', metadata={}, execution_count=None, source='1 + 1',
          outputs=[dict(output_type='execute_result', execution_count=None, metadata={}, data={'text/plain': '2'})])]
 
@@ -116,6 +117,12 @@ def test_good_tree_passes(tree):
     for words in (('story',), ('notebooks', 'check'), ('readme', '--check')):
         r = script(tree, *words)
         assert r.returncode == 0, r.stderr
+
+
+def test_hidden_cells_are_folded(tree): # JupyterLab would show them open
+    edit(tree/'nbs/index.ipynb', lambda cells: cells[1].update(metadata={}))
+    r = script(tree, 'notebooks', 'check')
+    assert r.returncode and 'nbs/index.ipynb is not clean: run .ci/notebooks.py tidy' in r.stderr
 
 
 # ---- what is exported ----
