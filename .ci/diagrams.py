@@ -310,8 +310,8 @@ def step() -> Diagram:
     d = Diagram('step', 880, 400,
                 'One sampling step: the network guesses the clean latent at noise level 0; the sampler '
                 'goes along the straight line towards it, down to the next noise level.')
-    left, right, y0, y1, y2 = 120, 560, 336, 206, 76 # levels 0, sigma_next, sigma
-    for y, name, what in ((y2, '*σ*', 'now'), (y1, '*σ*_{next}', 'after the step'), (y0, '0', 'no noise')):
+    left, right, y0, y1, y2 = 120, 560, 336, 206, 76 # levels 0, sigma', sigma
+    for y, name, what in ((y2, '*σ*', 'now'), (y1, '*σ*′', 'after the step'), (y0, '0', 'no noise')):
         d.arrow((left, y), (right, y), kind='faint', head=False, dash=True)
         d.text(108, y + 1, name, 'big', 'end')
         d.text(108, y + 18, what, 'small soft', 'end')
@@ -325,17 +325,17 @@ def step() -> Diagram:
     d.dot(*mid, 'data', 7)
     d.dot(*zero, 'net', 7)
     d.text(514, y2 - 10, '*z*', 'big', 'start')
-    d.text(mid[0] + 16, y1 + 22, '*z*_{next}', 'big', 'start')
+    d.text(mid[0] + 16, y1 + 22, '*z*′', 'big', 'start')
     d.text(186, y0 + 26, 'ẑ_{0}', 'big', 'end')
     d.text(200, y0 + 26, 'what the network guesses from *z*', 'small', 'start')
     x = 608
-    for k, line in enumerate(('1  ask the network:', '2  go towards it, to *σ*_{next}:',
-                             '3  repeat, with *z*_{next} as *z*')):
+    for k, line in enumerate(('1  ask the network:', '2  go towards it, to *σ*′:',
+                             '3  repeat, with *z*′ as *z*')):
         d.text(x, (96, 166, 270)[k], line, 'bold' if k < 2 else 'bold', 'start')
     d.text(x + 22, 122, 'ẑ_{0} = denoise(*z*, *σ*)', '', 'start')
-    d.text(x + 22, 194, '*z*_{next} = ẑ_{0} + *r* (*z* − ẑ_{0})', '', 'start')
-    d.text(x + 22, 218, '*r* = *σ*_{next} / *σ*', '', 'start')
-    d.text(x, 306, 'the last *σ*_{next} is 0: *z*_{next} = ẑ_{0}', 'small soft', 'start')
+    d.text(x + 22, 194, '*z*′ = ẑ_{0} + *r* (*z* − ẑ_{0})', '', 'start')
+    d.text(x + 22, 218, '*r* = *σ*′ / *σ*', '', 'start')
+    d.text(x, 306, 'the last *σ*′ is 0: *z*′ = ẑ_{0}', 'small soft', 'start')
     d.text(16, 384, 'Here *z* is written at the scale of the data: *z* = *z*_{0} + *σ* × noise.  The other '
            'samplers change line 2.', 'small soft', 'start')
     return d
@@ -409,7 +409,7 @@ def first_stage() -> Diagram:
     d.box(182, y, 128, 132, ('Encoder', '32 × 64×64', '64 × 32×32', '96 × 16×16'), 'net', 'encoder')
     d.box(374, 70, 184, 46, ('KL: mean + std × *ε*', '8×16×16 → 4×16×16'), 'op')
     d.box(374, 162, 184, 46, ('VQ: the nearest code', '4×16×16'), 'op')
-    d.box(541, y, 92, 52, ('raw latent', '4×16×16'))
+    d.box(541, y, 92, 52, ('latent', '4×16×16'))
     d.box(674, y, 128, 132, ('Decoder', '96 × 16×16', '64 × 32×32', '32 × 64×64'), 'net', 'decoder')
     d.box(812, y, 80, 52, ('x̂', '3×64×64'))
     d.arrow((96, y), (118, y))
@@ -423,6 +423,7 @@ def first_stage() -> Diagram:
     d.panel(8, 230, 864, 132, 'What diffusion sees')
     y = 304
     d.box(541, y, 92, 52, ('raw latent', '4×16×16'))
+    d.text(541, y + 46, 'KL: after its box; VQ: before it', 'small')
     d.box(352, y, 192, 52, ('(raw − shift) × scale', 'one of each a channel'), 'op')
     d.box(132, y, 208, 60, ('*z*, std 1 a channel', '4×16×16 = 1,024 numbers'))
     d.arrow((495, y), (448, y))
