@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from .autoencoder import Autoencoder, load_autoencoder
 from .diffusion import Denoiser, Schedule
-from .engine.build import (
-    build_embedder, build_network, construct, embedder_config, names_model, nearest_name)
+from ldm_nb.engine.build import (
+    build_embedder, build_network, build_schedule, construct, embedder_config, names_model,
+    nearest_name)
 from .engine.files import (
     build_fitting, check_sizes, data_folders, describing, find_first_stage, find_pretrained,
     open_model, save_model, weights_hash)
@@ -217,7 +218,7 @@ def build_model(folder: Path, # named in errors
                              'of the network: they are not of one model')
     with describing(folder):
         check_sizes([config['size'], config['schedule'], config.get('sampling')])
-        ldm = LatentDiffusion(ae, net, embedder, construct(Schedule, config['schedule']),
+        ldm = LatentDiffusion(ae, net, embedder, build_schedule(config['schedule']),
                               config['prediction_type'], check_int('size', config['size'], 1),
                               None if own else first_stage, config.get('sampling'))
         sampling_sigmas(ldm.schedule.sigma, 2, **ldm.sampling) # raises for what it cannot use

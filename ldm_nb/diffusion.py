@@ -66,6 +66,10 @@ class Schedule:
 
     def __len__(self) -> int: return len(self.abar)
 
+    def net_input(self, z_t: Tensor, abar: float | Tensor) -> Tensor: # like z_t
+        "What the network is given: z_t, as in the paper. Another path scales it (beyond/00)."
+        return z_t
+
     def t_to_sigma(self, t: float | Tensor # any shape, 0 <= t <= T-1, also between steps
         ) -> Tensor: # float64, the same shape, on the CPU
         "The noise level at `t`, log-linear in between. Raises `ValueError` outside the schedule."
@@ -126,7 +130,7 @@ def q_sample(schedule: Schedule,
     return signal*z0 + noise*eps                                            # b c h w
 
 # %% ../nbs/story/03_diffusion.ipynb #64f88bfd
-PREDICTION_TYPES = ('eps', 'x0', 'v')
+PREDICTION_TYPES = ('eps', 'x0', 'v', 'flow')
 
 def check_prediction_type(prediction_type: str) -> str: # the same
     "Pass a prediction type through. Raises `ValueError` for an unknown one."
@@ -141,6 +145,7 @@ def target(prediction_type: str, # one of `PREDICTION_TYPES`
     signal, noise = signal_noise(abar, z0)
     if check_prediction_type(prediction_type) == 'eps': return eps
     if prediction_type == 'x0': return z0
+    if prediction_type == 'flow': return eps - z0
     return signal*eps - noise*z0
 
 # %% ../nbs/story/03_diffusion.ipynb #591f918b
@@ -152,6 +157,7 @@ def to_z0(prediction_type: str, # one of `PREDICTION_TYPES`
     signal, noise = signal_noise(abar, z_t)
     if check_prediction_type(prediction_type) == 'eps': return (z_t - noise*out)/signal
     if prediction_type == 'x0': return out
+    if prediction_type == 'flow': return (z_t - noise*out)/(signal + noise)
     return signal*z_t - noise*out
 
 def to_eps(prediction_type: str, # one of `PREDICTION_TYPES`
@@ -162,6 +168,7 @@ def to_eps(prediction_type: str, # one of `PREDICTION_TYPES`
     signal, noise = signal_noise(abar, z_t)
     if check_prediction_type(prediction_type) == 'eps': return out
     if prediction_type == 'x0': return (z_t - signal*out)/noise
+    if prediction_type == 'flow': return (z_t + signal*out)/(signal + noise)
     return noise*z_t + signal*out
 
 # %% ../nbs/story/03_diffusion.ipynb #3ac51900
@@ -195,7 +202,8 @@ class DiffusionLoss:
         "Noise, ask, compare. Raises `ValueError` if the network's answer has another shape."
         abar = abar_at(self.schedule, t)                                    # b
         z_t = q_sample(self.schedule, z0, t, eps)                           # b c h w
-        out = net(z_t, t.to(z0.device), c)                                  # b c h w
+        z_in = self.schedule.net_input(z_t, abar)                           # b c h w
+        out = net(z_in, t.to(z0.device), c)                                 # b c h w
         check_answer(out, z0)
         error = out - target(self.prediction_type, z0, eps, abar)           # b c h w
         if self.loss == 'l2': error = error**2
@@ -226,7 +234,8 @@ def min_snr_weight(prediction_type: str, # one of `PREDICTION_TYPES`
     ) -> Tensor: # (b,)
     "The weight that makes an error in z0 count min(SNR, gamma), whatever the network predicts."
     snr = abar/(1 - abar)                                                   # b
-    times = dict(eps=snr, x0=torch.ones_like(snr), v=snr + 1) # as large as an error in z0
+    times = dict(eps=snr, x0=torch.ones_like(snr), v=snr + 1, # as large as an error in z0
+                 flow=(snr.sqrt() + 1)**2)
     return snr.clamp(max=gamma)/times[check_prediction_type(prediction_type)]
 
 # %% ../nbs/story/03_diffusion.ipynb #89558d24
@@ -254,6 +263,6 @@ class Denoiser:
         like = dict(dtype=torch.promote_types(z.dtype, torch.float32), device=z.device)
         t = t.to(**like) if t.ndim else torch.full((len(z),), t.item(), **like)     # b
         z_t = signal_noise(abar, z)[0]*z                                            # b c h w
-        out = self.net(z_t, t, c)                                                   # b c h w
+        out = self.net(self.schedule.net_input(z_t, abar), t, c)                    # b c h w
         check_answer(out, z)
         return to_z0(self.prediction_type, out, z_t, abar)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from ..autoencoder import load_autoencoder
-from .recipes import first_stage, first_stage_loss, make_fast
+from .recipes import first_stage, first_stage_loss, make_fast, make_path
 from ..engine.cost import (
     activation_bytes, count_flops, memory_estimate, on_paper, run_estimate, this_machine)
 from ..engine.callbacks import Recording
@@ -32,7 +32,8 @@ def dry_run(stage: str, # reader, autoencoder or diffusion
             out: str, preset: str, device: str | None, precision: str | None, # as in `train_reader`
             data: str = 'postcards', autoencoder: str = 'ae-kl-f4', condition: str = 'text', # as in `train_diffusion`
             f: int = 4, regulariser: str = 'kl', init: str | None = None, # as in `train_autoencoder`
-            tokenizer: str | None = None, long_captions: str | None = None, # change nothing here
+            tokenizer: str | None = None, long_captions: str | None = None, # change nothing here, nor do the next four
+            path: str = 'paper', shift: float = 1., prediction_type: str | None = None, logit_normal_share: float = .75,
             on: str | None = None, # a name in `cost.DEVICES`; None: the device at hand, timed
             **override): # as in `resolve_config`
     """Print the cost of training the model, without an adversary or a perceptual network: parameters, memory,
@@ -40,6 +41,7 @@ def dry_run(stage: str, # reader, autoencoder or diffusion
     s, acc = resolve_config(stage, preset, **override), make_accelerator(device, precision)
     micro_batches(s['batch_size'], accumulate=s['accumulate'])
     check_data(data)
+    make_path(path, shift) # raises for what does not fit
     ae = load_autoencoder(autoencoder) if stage == 'diffusion' else None
     if stage == 'autoencoder': # for what it refuses, with nothing fetched
         fetched = s.get('perceptual') == 'lpips'

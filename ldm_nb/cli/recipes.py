@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'count_images', 'first_stage', 'start_from',
            'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
-           'show_reconstructions', 'show_tracker', 'train_diffusion', 'about_run', 'own_vocabulary', 'kept_vocabulary',
-           'diffusion_batch', 'diffusion_loss', 'with_parts', 'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
+           'show_reconstructions', 'show_tracker', 'train_diffusion', 'make_path', 'about_path', 'about_run',
+           'own_vocabulary', 'kept_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts', 'trained_parts',
+           'show_samples', 'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -19,7 +20,8 @@ from .common import save_grid
 from ..core import LatentDiffusion, model_config, shared_first_stage
 from ..datasets.images import to_float, to_uint8
 from ..datasets.sources import crops, load_images
-from ..diffusion import DiffusionLoss, Schedule, draw_t
+from ..beyond.flow import StraightPath
+from ..diffusion import DiffusionLoss, Schedule, check_prediction_type, draw_t
 from ..engine.cache import LatentCache, cached_latents
 from ..engine.callbacks import AdversaryStep, Recording
 from ..engine.checkpoints import latest
@@ -248,7 +250,9 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
                     preset: str = 'laptop', # as in `resolve_config`
                     autoencoder: str = 'ae-kl-f4', # a shipped first stage, or a folder
                     condition: str = 'text', # as in `make_embedder`
-                    prediction_type: str = 'v', # as in `DiffusionLoss`
+                    path: str = 'paper', # or 'flow': straight, from data to noise
+                    shift: float = 1., # of the straight path, as in `StraightPath`
+                    prediction_type: str | None = None, # as in `DiffusionLoss`; None: v, on the straight path flow
                     logit_normal_share: float = .75, # as in `draw_t`
                     init: str | None = None, # start from the weights of this model, where they fit
                     tokenizer: str | None = None, # 'shipped' or 'captions'; None: shipped for postcards alone
@@ -260,6 +264,8 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     ) -> LatentDiffusion | None:
     "Train a latent diffusion model on a first stage. None if it was stopped, and on all processes but the first."
     s = resolve_config('diffusion', preset, **override)
+    schedule = make_path(path, shift)
+    prediction_type = check_prediction_type(prediction_type or dict(paper='v', flow='flow')[path])
     acc = make_accelerator(device, precision, out, tracker)
     ae = load_autoencoder(autoencoder).requires_grad_(False).to(acc.device)
     ae_hash = weights_hash(find_pretrained(autoencoder))
@@ -273,7 +279,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     images = fit_captions(embedder, images, long_captions or 'error')
     out = writable_folder(out)
     net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
-    ldm = LatentDiffusion(ae, net, embedder, Schedule(), prediction_type, s['size'], shared_first_stage(autoencoder))
+    ldm = LatentDiffusion(ae, net, embedder, schedule, prediction_type, s['size'], shared_first_stage(autoencoder))
     if init: start_from(trained_parts(ldm), init)
     if {'inpaint', 'x4'} & set(condition.split('+')): s['workers'] = 0 # made on the device, which workers cannot use
     batch = diffusion_batch(moments, training_rows(embedder, images, ae), s, logit_normal_share)
@@ -283,16 +289,32 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
         trained_parts(ldm), loss, batch, s, out, acc,
         lambda model, trainer: see(with_parts(ldm, model), trainer.steps_done if watch else trainer),
         [] if s['checkpointing'] else [Recording(CUDAGraphed)], about_run(ldm, autoencoder, ae_hash),
-        autoencoder=ae_hash, condition=condition, prediction_type=prediction_type,
+        autoencoder=ae_hash, condition=condition, path=path, shift=shift, prediction_type=prediction_type,
         logit_normal_share=logit_normal_share, data=data, init=init)
     if not run(trainer, resume, quiet, live): return None
     parts = averaged_model(trainer)
     if not acc.is_main_process: return None
     ldm = with_parts(ldm, parts)
     command = to_command('diffusion', out, preset, override, data=data, autoencoder=autoencoder, condition=condition,
-                         init=init, tokenizer=tokenizer, long_captions=long_captions)
+                         init=init, tokenizer=tokenizer, long_captions=long_captions,
+                         **about_path(path, shift, prediction_type, logit_normal_share))
     ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data))
     return ldm
+
+def make_path(path: str, shift: float # as in `train_diffusion`
+    ) -> Schedule:
+    "How data and noise mix. Raises `ValueError`."
+    if path not in ('paper', 'flow'): raise ValueError(f'path={path!r}: expected paper or flow')
+    if path == 'flow': return StraightPath(shift=shift)
+    if shift != 1: raise ValueError(f'shift={shift}: it belongs to the straight path, --path flow')
+    return Schedule()
+
+def about_path(path: str, shift: float, prediction_type: str, logit_normal_share: float # as in `train_diffusion`
+    ) -> dict: # name -> value
+    "The options that differ from what `ldm-train` does without them."
+    usual = dict(path='paper', shift=1., prediction_type=dict(paper='v', flow='flow')[path], logit_normal_share=.75)
+    given = dict(path=path, shift=shift, prediction_type=prediction_type, logit_normal_share=logit_normal_share)
+    return {k: v for k, v in given.items() if v != usual[k]}
 
 def about_run(ldm: LatentDiffusion, autoencoder: str, ae_hash: str # the first stage; of its weights
     ) -> dict: # for run.json

@@ -15,6 +15,7 @@ from ..engine.cost import DEVICES
 from ..engine.devices import PRECISIONS
 from ..engine.presets import PRESETS
 from ..engine.runs import StopRequest
+from ..diffusion import PREDICTION_TYPES
 from ..paper.conditions import NEEDS
 
 # %% ../../nbs/cli/03_train.ipynb #0d18d54c
@@ -89,6 +90,14 @@ def add_stage_options(p: Parser):
                    help='diffusion: words of the postcards, or of the data\'s captions (default: as the data are)')
     p.add_argument('--long-captions', choices=['error', 'cut'],
                    help='diffusion: captions longer than the encoder reads (default error)')
+    p.add_argument('--path', choices=['paper', 'flow'], default='paper',
+                   help='diffusion: how data and noise mix: as in the paper (default), or flow, on a straight line')
+    p.add_argument('--shift', type=float, default=1.,
+                   help='diffusion, --path flow: above 1, more timesteps at much noise (default 1)')
+    p.add_argument('--prediction-type', choices=PREDICTION_TYPES,
+                   help='diffusion: what the network predicts (default v; flow with --path flow)')
+    p.add_argument('--logit-normal-share', type=float, default=.75,
+                   help='diffusion: share of the timesteps drawn mostly from the middle, 0 to 1 (default 0.75)')
     p.add_argument('--condition', default='text',
                    help=f'diffusion: none, {", ".join(NEEDS)}, or several, e.g. text+inpaint (default text)')
 
@@ -98,6 +107,7 @@ STAGE_OPTIONS = dict( # those that not every stage has
     data=('autoencoder', 'diffusion'), init=('autoencoder', 'diffusion'), f=('autoencoder',),
     regulariser=('autoencoder',),
     autoencoder=('diffusion',), tokenizer=('diffusion',), long_captions=('diffusion',), condition=('diffusion',),
+    path=('diffusion',), shift=('diffusion',), prediction_type=('diffusion',), logit_normal_share=('diffusion',),
     checkpointing=('diffusion',),
     **{in_python(k): ('autoencoder',) for k, *_ in AUTOENCODER_OPTIONS})
 
@@ -116,7 +126,8 @@ def settings(a: argparse.Namespace) -> dict: # of `read_train`
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],
-                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions'])[a.stage]
+                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'path', 'shift',
+                             'prediction_type', 'logit_normal_share'])[a.stage]
     return {k: getattr(a, k) for k in words}
 
 def main(argv: list[str] | None = None): # None: the command line

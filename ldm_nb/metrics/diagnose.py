@@ -92,8 +92,9 @@ class Probe:
         return t.to(self.z0.device), q_sample(self.ldm.schedule, self.z0, t, self.eps)
 
     def answers(self, c: Cond | None = None) -> dict: # level -> what the network says, (b, z, h, w)
-        return {k: self.ldm.net(z_t, t.float(), self.c if c is None else c) for k in LEVELS
-                for t, z_t in [self.asked(k)]}
+        path = self.ldm.schedule
+        return {k: self.ldm.net(path.net_input(z_t, path.abar[k].item()), t.float(), self.c if c is None else c)
+                for k in LEVELS for t, z_t in [self.asked(k)]}
 
     @cached_property
     def plain(self) -> dict: return self.answers()
@@ -206,7 +207,7 @@ def check_loss(p: Probe) -> Finding:
         return net
     losses = {k: float(torch.as_tensor(p.loss(knows(k), z0, cut(p.c, 8), t, eps)).mean()) for k in PREDICTION_TYPES}
     (z_t, t_given), a = seen[0], abar_at(s, t)
-    near = lambda y: (z_t - y).abs().max().item() < 1e-3
+    near = lambda y: (z_t - s.net_input(y, a)).abs().max().item() < 1e-3
     a4 = a.float().view(-1, 1, 1, 1)
     found = f'{losses[p.ldm.prediction_type]:.3g} where the network knows the answer; expected 0'
     others = {'abar stands where its square root belongs': a4*z0 + (1 - a4)*eps,
@@ -223,7 +224,7 @@ def check_loss(p: Probe) -> Finding:
     if losses[p.ldm.prediction_type] < 1e-6: return Finding('loss', True, found)
     kind = min(losses, key=losses.get)
     bug = (f'the loss wants {kind!r}, the model answers {p.ldm.prediction_type!r}' if losses[kind] < 1e-6
-           else 'the target is neither eps, x0 nor v')
+           else f'the target is none of {", ".join(PREDICTION_TYPES)}')
     return Finding('loss', False, found, bug)
 
 # %% ../../nbs/metrics/07_diagnose.ipynb #82a64ca9
