@@ -11,7 +11,8 @@ IMAGES = ROOT/'nbs/images'
 EMBEDDED = dict(whole='story/00_start_here', chain='story/03_diffusion', step='story/05_samplers', unet='story/06_unet',
                 attention='story/10_attention', guidance='story/12_guidance', where='paper/04_conditions',
                 **{'first-stage': 'story/07_autoencoder', 'two-stages': 'story/09_latent_diffusion',
-                   'training-step': 'story/13_training', 'whole-02': 'story/02_data', 'whole-14': 'story/14_one_object'})
+                   'training-step': 'story/13_training', 'whole-02': 'story/02_data',
+                   'whole-14': 'story/14_one_object'})
 
 # One grammar for all. A kind of box: fill, line and text by day, then by night.
 KINDS = dict(data=('#dbeafe', '#2563eb', '#0f172a', '#1e3a5f', '#7db4ff', '#f1f5f9'),
@@ -245,7 +246,7 @@ def whole(name: str = 'whole') -> Diagram: # the others: with marks around what 
     for a, b in ((83, 100), (180, 196), (264, 278), (366, u - 48), (u + 48, 562), (650, 690)): d.arrow((a, y), (b, y))
     d.text(389, y - 9, '*z*_{t}')
     d.arrow((322, 76), (322, 48), (744, 48), (744, 76), kind='loss')
-    d.text(600, 41, 'the noise *ε* that was added', 'small')
+    d.text(600, 41, 'the noise *ε* that was added (shipped models: *v*)', 'small')
     y = 222 # condition
     d.box(114, y, 196, 48, ('caption *y*', 'a red house at night'), 'cond')
     d.box(300, y, 120, 56, ('embedder', '(text encoder)', '0.4 M'), 'net')
@@ -586,7 +587,7 @@ def training_step() -> Diagram:
     d.arrow((316, y), (354, y))
     d.text(335, y - 9, '*z*_{t}')
     d.arrow((333, 44), (656, 44), (656, y - 26), kind='loss')
-    d.text(520, 36, 'the noise *ε* that was added', 'small')
+    d.text(520, 36, 'the noise *ε* that was added (shipped models: *v*)', 'small')
     d.arrow((450, y), (489, y))
     d.arrow((567, y), (602, y))
     d.arrow((710, y), (744, y), kind='loss')
