@@ -2,6 +2,7 @@
 with what is there. Building one fails where a text leaves its box, lies on another, or an arrow crosses a box."""
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -10,7 +11,8 @@ IMAGES = ROOT/'nbs/images'
 EMBEDDED = dict(whole='story/00_start_here', chain='story/03_diffusion', step='story/05_samplers', unet='story/06_unet',
                 attention='story/10_attention', guidance='story/12_guidance', where='paper/04_conditions',
                 **{'first-stage': 'story/07_autoencoder', 'two-stages': 'story/09_latent_diffusion',
-                   'training-step': 'story/13_training'})
+                   'training-step': 'story/13_training', 'whole-02': 'story/02_data',
+                   'whole-14': 'story/14_one_object'})
 
 # One grammar for all. A kind of box: fill, line and text by day, then by night.
 KINDS = dict(data=('#dbeafe', '#2563eb', '#0f172a', '#1e3a5f', '#7db4ff', '#f1f5f9'),
@@ -21,7 +23,7 @@ KINDS = dict(data=('#dbeafe', '#2563eb', '#0f172a', '#1e3a5f', '#7db4ff', '#f1f5
              loss=('#fde0e6', '#c81e4a', '#0f172a', '#5c1a30', '#ff8fab', '#f1f5f9'))
 LINES = dict(flow=('#334155', '#cbd5e1'), cond=('#2e8540', '#7fd693'), loss=('#c81e4a', '#ff8fab'),
              data=('#2563eb', '#7db4ff'), net=('#c2570c', '#ffb070'), faint=('#94a3b8', '#64748b'))
-NAMES = dict(data='tensor', net='network, trained here', frozen='network, trained before', op='operation',
+NAMES = dict(data='tensor', net='network, trained here', frozen='network, frozen here', op='operation',
              cond='condition', loss='loss')
 
 
@@ -29,7 +31,7 @@ def style() -> str:
     day = ['text{font-family:"DejaVu Sans",Verdana,Arial,sans-serif;font-size:14px;fill:#0f172a}',
            '.small{font-size:13px}.big{font-size:17px}.bold{font-weight:bold}.it{font-style:italic}',
            '#background{fill:#ffffff}.panel{fill:#f8fafc;stroke:#cbd5e1}.soft{fill:#475569}.badge{fill:#0f172a}'
-           '.badgetext{fill:#ffffff;font-size:12px;font-weight:bold}']
+           '.badgetext{fill:#ffffff;font-size:12px;font-weight:bold}.here{fill:none;stroke:#d97706;stroke-width:3.5}']
     night = ['text{fill:#f1f5f9}#background{fill:#10151f}.panel{fill:#171e2b;stroke:#3b475c}.soft{fill:#b3bfd0}'
              '.badge{fill:#e2e8f0}.badgetext{fill:#0f172a}']
     for k, (fill, line, text, nfill, nline, ntext) in KINDS.items():
@@ -222,8 +224,10 @@ def mosaic(d: Diagram, x, y, side, abar, seed=3): # a tiny house, noised to this
 
 # ---- the ten ----
 
-def whole() -> Diagram:
-    d = Diagram('whole', 880, 474, 'Latent diffusion. Training: a picture is encoded to a latent, noised, and the UNet '
+HERE = {'whole-02': ((11, 72, 74, 60), (12, 194, 204, 56)), 'whole-14': ((8, 272, 864, 164),)} # x, y, width, height
+
+def whole(name: str = 'whole') -> Diagram: # the others: with marks around what a chapter is about
+    d = Diagram(name, 880, 474, 'Latent diffusion. Training: a picture is encoded to a latent, noised, and the UNet '
                 'predicts the noise; the loss compares. Sampling: noise is cleaned step by step by the same UNet and '
                 'decoded to a picture. An embedder turns the caption into tokens for cross-attention '
                 'and their mean, the pooled vector, which is added to the time embedding.')
@@ -242,7 +246,7 @@ def whole() -> Diagram:
     for a, b in ((83, 100), (180, 196), (264, 278), (366, u - 48), (u + 48, 562), (650, 690)): d.arrow((a, y), (b, y))
     d.text(389, y - 9, '*z*_{t}')
     d.arrow((322, 76), (322, 48), (744, 48), (744, 76), kind='loss')
-    d.text(600, 41, 'the noise *ε* that was added', 'small')
+    d.text(600, 41, 'the noise *ε* that was added (shipped models: *v*)', 'small')
     y = 222 # condition
     d.box(114, y, 196, 48, ('caption *y*', 'a red house at night'), 'cond')
     d.box(300, y, 120, 56, ('embedder', '(text encoder)', '0.4 M'), 'net')
@@ -253,10 +257,10 @@ def whole() -> Diagram:
     d.arrow((446, y + 10), (u, y + 10), (u, 324), kind='cond')
     d.arrow((324, y - 28), (324, 146), (u - 28, 146), (u - 28, 132), kind='cond', thin=True)
     d.arrow((324, y + 28), (324, 304), (u - 28, 304), (u - 28, 324), kind='cond', thin=True)
-    d.text(332, 262, 'pooled vector 128', 'small', 'start')
+    d.text(364, 299, 'pooled, 128', 'small', 'start')
     d.text(506, 204, 'cross-attention, at every step', 'small', 'start')
     d.text(506, 228, 'guidance: also without *c*, to compare', 'small', 'start')
-    d.text(506, 252, 'thin: mean of the tokens, to the time embedding', 'small', 'start')
+    d.text(506, 252, 'thin: the pooled vector, mean of the tokens', 'small', 'start')
     y = 354 # sampling
     d.box(58, y, 88, 52, ('noise *z*_{T}', '4×16×16'))
     d.box(322, y, 72, 52, ('*z*_{t}', '4×16×16'))
@@ -276,6 +280,8 @@ def whole() -> Diagram:
                      (626, 313, '05'),
                      (748, 322, '07'), (346, 24, '13'), (346, 288, '14')): d.badge(x, at, n)
     d.legend(459, ('data', 'net', 'frozen', 'op', 'cond'), badge='chapter')
+    d.parts += [f'<rect class="here" x="{x}" y="{y}" width="{w}" height="{h}" rx="8"/>'
+                for x, y, w, h in HERE.get(name, ())]
     return d
 
 
@@ -581,7 +587,7 @@ def training_step() -> Diagram:
     d.arrow((316, y), (354, y))
     d.text(335, y - 9, '*z*_{t}')
     d.arrow((333, 44), (656, 44), (656, y - 26), kind='loss')
-    d.text(520, 36, 'the noise *ε* that was added', 'small')
+    d.text(520, 36, 'the noise *ε* that was added (shipped models: *v*)', 'small')
     d.arrow((450, y), (489, y))
     d.arrow((567, y), (602, y))
     d.arrow((710, y), (744, y), kind='loss')
@@ -641,7 +647,8 @@ def where() -> Diagram:
 
 
 ALL = dict(whole=whole, chain=chain, step=step, unet=unet, attention=attention, guidance=guidance, where=where,
-           **{'first-stage': first_stage, 'two-stages': two_stages, 'training-step': training_step})
+           **{'first-stage': first_stage, 'two-stages': two_stages, 'training-step': training_step},
+           **{name: partial(whole, name) for name in HERE})
 
 
 def main(what: str) -> list[str]: # what is wrong

@@ -43,7 +43,8 @@ def wheel(tmp_path_factory):
     for p in ROOT.iterdir(): # what git ignores is not in a clone
         if p.name in ('data', 'ldm_nb') or p.is_file() and p.name[0] != '.': (tmp/'src'/p.name).symlink_to(p)
     archive = built('build_sdist', tmp/'src', tmp/'sdist')
-    with tarfile.open(archive) as f: f.extractall(tmp/'again', filter='data')
+    with tarfile.open(archive) as f:
+        f.extractall(tmp/'again', **dict(filter='data') if hasattr(tarfile, 'data_filter') else {}) # since 3.11.4
     return built('build_wheel', next((tmp/'again').iterdir()), tmp/'wheel')
 
 def test_what_is_in_it(wheel):

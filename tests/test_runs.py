@@ -192,7 +192,10 @@ def stopped(tmp_path_factory): # a run on a first stage of one's own, looked at 
              100_000, '--save-every', 5, '--device', 'cpu', '--tracker', 'none', '--quiet', '--workers', 1,
              '--out', out]
     env = os.environ | dict(OMP_NUM_THREADS='1')
-    p = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
+    listen = None # nohup makes its children deaf to a hangup
+    if hasattr(signal, 'SIGHUP'): listen = lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    p = subprocess.Popen([str(w) for w in words], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env,
+                         preexec_fn=listen)
     try:
         for _ in range(1200):
             if checkpoints(out) or p.poll() is not None: break
