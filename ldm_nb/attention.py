@@ -81,7 +81,7 @@ class CachedContext:
 
 def cross_attentions(net: nn.Module) -> list[CrossAttention]:
     "List those that attend to the context, in the order of the network's modules."
-    return [m.cross_attn for m in net.modules() if isinstance(m, TransformerBlock)]
+    return [m for name, m in net.named_modules() if name.endswith('cross_attn')]
 
 def cache_context(c: Cond # the same at every step of one call of a sampler
     ) -> Cond:

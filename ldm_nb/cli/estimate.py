@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from ..autoencoder import load_autoencoder
-from .recipes import first_stage, first_stage_loss, make_fast, make_path
+from .recipes import first_stage, first_stage_loss, make_fast, make_network, make_path
 from ..engine.cost import (
     activation_bytes, count_flops, memory_estimate, on_paper, run_estimate, this_machine)
 from ..engine.callbacks import Recording
@@ -24,7 +24,7 @@ from ..engine.runs import memory_advice
 from ..engine.seeds import micro_batches
 from ..fast.graphs import CUDAGraphed
 from ..metrics.reader import Reader
-from ..paper.conditions import dummy_rows, make_embedder, make_unet
+from ..paper.conditions import dummy_rows, make_embedder
 from ..training import Trainer
 
 # %% ../../nbs/cli/02_estimate.ipynb #5521c394
@@ -32,6 +32,7 @@ def dry_run(stage: str, # reader, autoencoder or diffusion
             out: str, preset: str, device: str | None, precision: str | None, # as in `train_reader`
             data: str = 'postcards', autoencoder: str = 'ae-kl-f4', condition: str = 'text', # as in `train_diffusion`
             f: int = 4, regulariser: str = 'kl', init: str | None = None, # as in `train_autoencoder`
+            network: str = 'unet', patch: int = 2, # as in `train_diffusion`
             tokenizer: str | None = None, long_captions: str | None = None, # change nothing here, nor do the next four
             path: str = 'paper', shift: float = 1., prediction_type: str | None = None, logit_normal_share: float = .75,
             on: str | None = None, # a name in `cost.DEVICES`; None: the device at hand, timed
@@ -48,7 +49,7 @@ def dry_run(stage: str, # reader, autoencoder or diffusion
         first_stage_loss(s | dict(perceptual='none') if fetched else s, torch.device('cpu'), regulariser == 'vq')
         if fetched: print('the perceptual network (LPIPS, 528 MB) is fetched when training begins, if it is not there')
     if init: find_pretrained(init)
-    build = lambda: untrained(stage, s, ae, condition, f, regulariser)
+    build = lambda: untrained(stage, s, ae, condition, f, regulariser, network, patch)
     with torch.device('meta'): model = build()
     for k, m in model.items(): print(f'{k}: {sum(p.numel() for p in m.parameters())/1e6:.2f}M parameters')
     print(f'{s["steps"]} steps of {s["batch_size"]} pictures of {s["size"]}x{s["size"]} from {data}')
@@ -74,14 +75,15 @@ def check_data(data: str): # as in `load_images`
 
 # %% ../../nbs/cli/02_estimate.ipynb #478531c3
 def untrained(stage: str, s: dict, # as `resolve_config` gives it
-              ae: nn.Module | None, condition: str, f: int, regulariser: str # as in `dry_run`
+              ae: nn.Module | None, condition: str, f: int, regulariser: str, # as in `dry_run`
+              network: str = 'unet', patch: int = 2 # as in `train_diffusion`
     ) -> nn.ModuleDict: # name -> network
     "The untrained networks of a stage."
     if stage == 'reader': return nn.ModuleDict(dict(reader=Reader(**s['model'])))
     if stage == 'autoencoder': return nn.ModuleDict(dict(autoencoder=first_stage(s, f, regulariser)))
     columns = dict.fromkeys(('image', 'caption', 'boxes', 'map')) | dict(label=torch.tensor([15], device='cpu'))
     embedder = make_embedder(condition, columns, ae, **s['embedder'], size=s['size'])
-    net = make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing'])
+    net = make_network(network, patch, embedder, ae, s)
     return nn.ModuleDict(dict(net=net) | (dict(embedder=embedder) if embedder else {}))
 
 def made_up(stage: str, s: dict, ae: nn.Module | None, model: nn.ModuleDict, n: int): # of `untrained`; rows

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'count_images', 'first_stage', 'start_from',
            'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
-           'show_reconstructions', 'show_tracker', 'train_diffusion', 'make_path', 'about_path', 'about_run',
-           'own_vocabulary', 'kept_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts', 'trained_parts',
-           'show_samples', 'loss_by_t', 'plot_loss']
+           'show_reconstructions', 'show_tracker', 'train_diffusion', 'make_network', 'make_path', 'about_path',
+           'about_run', 'own_vocabulary', 'kept_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts',
+           'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -20,6 +20,7 @@ from .common import save_grid
 from ..core import LatentDiffusion, model_config, shared_first_stage
 from ..datasets.images import to_float, to_uint8
 from ..datasets.sources import crops, load_images
+from ..beyond.dit import make_dit
 from ..beyond.flow import StraightPath
 from ..diffusion import DiffusionLoss, Schedule, check_prediction_type, draw_t
 from ..engine.cache import LatentCache, cached_latents
@@ -250,6 +251,8 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
                     preset: str = 'laptop', # as in `resolve_config`
                     autoencoder: str = 'ae-kl-f4', # a shipped first stage, or a folder
                     condition: str = 'text', # as in `make_embedder`
+                    network: str = 'unet', # or 'dit', a transformer
+                    patch: int = 2, # of the transformer: positions a side of a patch
                     path: str = 'paper', # or 'flow': straight, from data to noise
                     shift: float = 1., # of the straight path, as in `StraightPath`
                     prediction_type: str | None = None, # as in `DiffusionLoss`; None: v, on the straight path flow
@@ -278,7 +281,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
                              vocab=own_vocabulary(images, data, tokenizer, out if resume else None))
     images = fit_captions(embedder, images, long_captions or 'error')
     out = writable_folder(out)
-    net = make_fast(make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing']), s, acc)
+    net = make_fast(make_network(network, patch, embedder, ae, s), s, acc)
     ldm = LatentDiffusion(ae, net, embedder, schedule, prediction_type, s['size'], shared_first_stage(autoencoder))
     if init: start_from(trained_parts(ldm), init)
     if {'inpaint', 'x4'} & set(condition.split('+')): s['workers'] = 0 # made on the device, which workers cannot use
@@ -297,9 +300,23 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     ldm = with_parts(ldm, parts)
     command = to_command('diffusion', out, preset, override, data=data, autoencoder=autoencoder, condition=condition,
                          init=init, tokenizer=tokenizer, long_captions=long_captions,
-                         **about_path(path, shift, prediction_type, logit_normal_share))
+                         **about_path(network, patch, path, shift, prediction_type, logit_normal_share))
     ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data))
     return ldm
+
+def make_network(network: str, patch: int, # as in `train_diffusion`
+                 embedder: nn.Module | None, ae: nn.Module, s: dict # the first stage; settings
+    ) -> nn.Module:
+    "A new network. Raises `ValueError` for an unknown kind, or patches that do not divide the latent."
+    if network not in ('unet', 'dit'): raise ValueError(f'network={network!r}: expected unet or dit')
+    if network == 'unet':
+        if patch != 2: raise ValueError(f'patch={patch}: patches belong to --network dit')
+        return make_unet(embedder, ae.z_ch, **s['model'], checkpoint=s['checkpointing'])
+    side = s['size']//ae.f
+    if patch < 1 or side % patch:
+        fit = [str(p) for p in range(1, side + 1) if side % p == 0]
+        raise ValueError(f'patch={patch}: it must divide the side of the latent, {side}: choose {", ".join(fit)}')
+    return make_dit(embedder, ae.z_ch, **s['dit'], patch=patch, checkpoint=s['checkpointing'])
 
 def make_path(path: str, shift: float # as in `train_diffusion`
     ) -> Schedule:
@@ -309,11 +326,11 @@ def make_path(path: str, shift: float # as in `train_diffusion`
     if shift != 1: raise ValueError(f'shift={shift}: it belongs to the straight path, --path flow')
     return Schedule()
 
-def about_path(path: str, shift: float, prediction_type: str, logit_normal_share: float # as in `train_diffusion`
-    ) -> dict: # name -> value
+def about_path(network: str, patch: int, path: str, shift: float, prediction_type: str, logit_normal_share: float
+    ) -> dict: # all as in `train_diffusion`; name -> value
     "The options that differ from what `ldm-train` does without them."
-    usual = dict(path='paper', shift=1., prediction_type=dict(paper='v', flow='flow')[path], logit_normal_share=.75)
-    given = dict(path=path, shift=shift, prediction_type=prediction_type, logit_normal_share=logit_normal_share)
+    usual = dict(network='unet', patch=2, path='paper', shift=1., prediction_type=dict(paper='v', flow='flow')[path], logit_normal_share=.75)
+    given = dict(network=network, patch=patch, path=path, shift=shift, prediction_type=prediction_type, logit_normal_share=logit_normal_share)
     return {k: v for k, v in given.items() if v != usual[k]}
 
 def about_run(ldm: LatentDiffusion, autoencoder: str, ae_hash: str # the first stage; of its weights

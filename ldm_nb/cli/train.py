@@ -90,6 +90,9 @@ def add_stage_options(p: Parser):
                    help='diffusion: words of the postcards, or of the data\'s captions (default: as the data are)')
     p.add_argument('--long-captions', choices=['error', 'cut'],
                    help='diffusion: captions longer than the encoder reads (default error)')
+    p.add_argument('--network', choices=['unet', 'dit'], default='unet', help='diffusion: a UNet (default), or a '
+                                                                              'transformer over patches')
+    p.add_argument('--patch', type=int, default=2, help='diffusion, --network dit: positions a side of a patch (default 2)')
     p.add_argument('--path', choices=['paper', 'flow'], default='paper',
                    help='diffusion: how data and noise mix: as in the paper (default), or flow, on a straight line')
     p.add_argument('--shift', type=float, default=1.,
@@ -107,7 +110,7 @@ STAGE_OPTIONS = dict( # those that not every stage has
     data=('autoencoder', 'diffusion'), init=('autoencoder', 'diffusion'), f=('autoencoder',),
     regulariser=('autoencoder',),
     autoencoder=('diffusion',), tokenizer=('diffusion',), long_captions=('diffusion',), condition=('diffusion',),
-    path=('diffusion',), shift=('diffusion',), prediction_type=('diffusion',), logit_normal_share=('diffusion',),
+    network=('diffusion',), patch=('diffusion',), path=('diffusion',), shift=('diffusion',), prediction_type=('diffusion',), logit_normal_share=('diffusion',),
     checkpointing=('diffusion',),
     **{in_python(k): ('autoencoder',) for k, *_ in AUTOENCODER_OPTIONS})
 
@@ -126,7 +129,7 @@ def settings(a: argparse.Namespace) -> dict: # of `read_train`
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],
-                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'path', 'shift',
+                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'network', 'patch', 'path', 'shift',
                              'prediction_type', 'logit_normal_share'])[a.stage]
     return {k: getattr(a, k) for k in words}
 

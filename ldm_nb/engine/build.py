@@ -16,6 +16,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 # %% ../../nbs/engine/02_build.ipynb #40125b5d
 EMBEDDERS = { # kind -> where its class is
     'text': 'ldm_nb.embedders:TextEmbedder', 'class': 'ldm_nb.embedders:ClassEmbedder',
+    'class_vector': 'ldm_nb.beyond.dit:ClassVector',
     'layout': 'ldm_nb.paper.layouts:LayoutEmbedder',
     'map': 'ldm_nb.paper.maps:MapEmbedder', 'x4': 'ldm_nb.paper.images:ImageEmbedder',
     'inpaint': 'ldm_nb.paper.images:InpaintEmbedder',
@@ -27,7 +28,8 @@ PATHS = dict.fromkeys(('scaled_linear', 'linear', 'cosine'), 'ldm_nb.diffusion:S
     'straight': 'ldm_nb.beyond.flow:StraightPath'}
 
 # kind -> where its class or maker is
-NETWORKS = {'unet': 'ldm_nb.unet:UNet', 'conditional_unet': 'ldm_nb.attention:conditional_unet'}
+NETWORKS = {'unet': 'ldm_nb.unet:UNet', 'conditional_unet': 'ldm_nb.attention:conditional_unet',
+            'dit': 'ldm_nb.beyond.dit:DiT'}
 
 def nearest_name(name: str, names) -> str: # '' where none is near; else words for an error
     "Of several names the one that was probably meant."

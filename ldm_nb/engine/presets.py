@@ -37,24 +37,29 @@ PRESETS = dict(
             adversary_start=50001, lr_schedule='constant', channels_last=True, workers=8, save_every=5000)),
     diffusion=dict(
         tiny=dict(
-            model=dict(ch=32, groups=8), embedder=dict(dim=64, depth=1, pooled=True),
+            model=dict(ch=32, groups=8), dit=dict(dim=32, depth=2, heads=2),
+            embedder=dict(dim=64, depth=1, pooled=True),
             n=500, size=64, batch_size=4, steps=20, lr=1e-3, save_every=10),
         speedrun=dict(
-            model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=0, pooled=True),
+            model=dict(ch=48, groups=8), dit=dict(dim=176, depth=6, heads=4),
+            embedder=dict(dim=128, depth=0, pooled=True),
             n=15000, size=64, batch_size=16, steps=7000, lr=1.5e-3),
         small=dict(
-            model=dict(ch=40, groups=8), embedder=dict(dim=128, depth=2, pooled=True),
+            model=dict(ch=40, groups=8), dit=dict(dim=144, depth=6, heads=4),
+            embedder=dict(dim=128, depth=2, pooled=True),
             n=30000, size=64, batch_size=16, steps=10000, lr=1.5e-3),
         laptop=dict(
-            model=dict(ch=48, groups=8), embedder=dict(dim=128, depth=2, pooled=True),
+            model=dict(ch=48, groups=8), dit=dict(dim=176, depth=6, heads=4),
+            embedder=dict(dim=128, depth=2, pooled=True),
             n=30000, size=64, batch_size=16, steps=11500, lr=1.5e-3),
         gpu=dict(
-            model=dict(ch=128, ch_mult=(1, 2, 3), attn_factors=(2, 4), groups=32),
+            model=dict(ch=128, ch_mult=(1, 2, 3), attn_factors=(2, 4), groups=32), dit=dict(dim=384, depth=12, heads=6),
             embedder=dict(dim=256, depth=4, pooled=True),
             n=60000, size=64, batch_size=128, steps=30000, lr=5e-4, ema=.999, channels_last=True, compile=True,
             workers=4),
         paper=dict(
             model=dict(ch=320, ch_mult=(1, 2, 4, 4), num_res_blocks=2, attn_factors=(1, 2, 4), heads=8),
+            dit=dict(dim=1152, depth=28, heads=16),
             embedder=dict(dim=1280, depth=32, heads=8, head_ch=64, max_length=77),
             n=10**6, size=256, batch_size=680, steps=390000, lr=1e-4, ema=.9999, lr_schedule='constant',
             channels_last=True, compile=True, workers=8, save_every=5000)))
