@@ -264,7 +264,7 @@ def whole(name: str = 'whole') -> Diagram: # the others: with marks around what 
     y = 354 # sampling
     d.box(58, y, 88, 52, ('noise *z*_{T}', '4×16×16'))
     d.box(322, y, 72, 52, ('*z*_{t}', '4×16×16'))
-    d.box(u, y, 96, 60, ('UNet', 'the same'), 'net')
+    d.box(u, y, 96, 60, ('UNet', 'the same'), 'frozen')
     d.box(580, y, 88, 74, ('one step', 'to the next', 'lower noise', 'level'), 'op')
     d.box(673, y, 68, 52, ('*z*_{0}', '4×16×16'))
     d.box(754, y, 64, 64, 'Dec.', 'frozen', 'decoder')
@@ -429,7 +429,7 @@ def first_stage() -> Diagram:
     d.panel(8, 230, 864, 132, 'What diffusion sees')
     y = 304
     d.box(541, y, 92, 52, ('raw latent', '4×16×16'))
-    d.text(541, y + 46, 'KL: after its box; VQ: before it', 'small')
+    d.text(541, y + 46, 'KL: the mean; VQ: before its box', 'small')
     d.box(352, y, 192, 52, ('(raw − shift) × scale', 'one of each a channel'), 'op')
     d.box(132, y, 208, 60, ('*z*, std 1 a channel', '4×16×16 = 1,024 numbers'))
     d.arrow((495, y), (448, y))
@@ -455,7 +455,7 @@ def two_stages() -> Diagram:
     d.box(302, y, 84, 52, ('latent', '4×16×16'))
     d.box(420, y, 96, 68, 'Decoder', 'net', 'decoder')
     d.box(540, y, 90, 52, ('x̂', '3×64×64'))
-    d.box(742, y, 232, 52, ('is x̂ like *x*?', 'pixels, features, discriminator'), 'loss')
+    d.box(742, y, 232, 70, ('is x̂ like *x*?', 'pixels, and a regulariser', '(or features, discriminator, too)'), 'loss')
     for a, b in ((111, 138), (234, 260), (344, 372), (468, 495), (585, 626)): d.arrow((a, y), (b, y))
     y = 218
     d.box(66, y, 90, 52, ('*x*', '3×64×64'))
@@ -464,7 +464,7 @@ def two_stages() -> Diagram:
     d.box(420, y, 96, 52, ('add noise', '*t*, *ε*'), 'op')
     d.box(540, y, 90, 52, 'UNet', 'net')
     d.box(646, y, 78, 52, ('*ε*_{θ}', '4×16×16'))
-    d.box(790, y, 136, 52, ('which noise?', '|*ε* − *ε*_{θ}|²'), 'loss')
+    d.box(790, y, 136, 70, ('which noise?', '|*ε* − *ε*_{θ}|²', '(here *v* instead)'), 'loss')
     for a, b in ((111, 138), (234, 260), (344, 372), (468, 495), (585, 607), (685, 722)): d.arrow((a, y), (b, y))
     d.box(66, 292, 90, 40, 'caption *y*', 'cond')
     d.box(302, 292, 116, 44, ('embedder', '(text encoder)'), 'net')
