@@ -36,8 +36,9 @@ class LatentDiffusion(nn.Module):
                  prediction_type: str = 'eps', # what `net` predicts: 'eps', 'x0' or 'v'
                  size: int = 64, # pixels a side it was trained at
                  first_stage: dict | None = None, # dict(name=, hash=) of a shipped autoencoder
-                 sampling: dict | None = None): # for `sampling_sigmas`; None: final_sigma=0,
+                 sampling: dict | None = None, # for `sampling_sigmas`; None: final_sigma=0,
                  # down to no noise; {}: its defaults, which end at the noise level of timestep 0
+                 fast: dict | None = None): # of a distilled model: dict(steps=, guidance=)
         super().__init__()
         self.autoencoder = autoencoder
         self.net = net
@@ -47,6 +48,7 @@ class LatentDiffusion(nn.Module):
         self.size = size
         self.first_stage = first_stage
         self.sampling = dict(final_sigma=0.) if sampling is None else dict(sampling)
+        self.fast = fast
         self.denoise = Denoiser(self.predict, self.schedule, prediction_type)
         self.wrapper = None # what `compile` puts around `net`: a plain callable, not a Module
 
@@ -71,7 +73,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def sample(self, y=None, # caption(s), class id(s), layout(s) (k, 5), map(s) (h, w), or a dict
                n: int = 1, # images for each prompt
-               steps: int = 50, # of the sampler, 1 to 1000
+               steps: int | None = None, # 1 to 1000; None: 50, or what a distilled model takes
                guidance: float | Guidance | None = None, # w; None: `embedder.guidance`
                sampler: str = 'ddim', # a name in `SAMPLERS`
                eta: float = 0., # of DDIM: 0 is deterministic, 1 is ancestral
@@ -183,8 +185,8 @@ def model_config(ldm: LatentDiffusion) -> dict: # ready for JSON
                   net=dict(kind=ldm.net.kind, **ldm.net.config),
                   embedder=embedder_config(ldm.embedder),
                   autoencoder=ldm.first_stage or ldm.autoencoder.config)
-    usual = ldm.sampling == dict(final_sigma=0.)
-    return config if usual else config | dict(sampling=ldm.sampling)
+    if ldm.sampling != dict(final_sigma=0.): config['sampling'] = ldm.sampling
+    return config | dict(fast=ldm.fast) if ldm.fast else config
 
 def own_tensors(ldm: LatentDiffusion) -> dict[str, Tensor]:
     "The weights of a model by name; those of a shipped first stage are not saved again."
@@ -217,10 +219,10 @@ def build_model(folder: Path, # named in errors
             raise ValueError(f'{folder}/config.json: {k} is {made} of the embedder and {taken} '
                              'of the network: they are not of one model')
     with describing(folder):
-        check_sizes([config['size'], config['schedule'], config.get('sampling')])
+        check_sizes([config[k] for k in ('size', 'schedule', 'sampling', 'fast') if k in config])
         ldm = LatentDiffusion(ae, net, embedder, build_schedule(config['schedule']),
                               config['prediction_type'], check_int('size', config['size'], 1),
-                              None if own else first_stage, config.get('sampling'))
+                              None if own else first_stage, config.get('sampling'), config.get('fast'))
         sampling_sigmas(ldm.schedule.sigma, 2, **ldm.sampling) # raises for what it cannot use
     return ldm
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'betas', 'float64', 'rescale_zero_snr', 'Schedule', 'table_on', 'abar_at', 'signal_noise',
            'q_sample', 'check_prediction_type', 'target', 'to_z0', 'to_eps', 'check_answer', 'DiffusionLoss', 'draw_t',
-           'min_snr_weight', 'Denoiser']
+           'Denoiser']
 
 # %% ../nbs/story/03_diffusion.ipynb #65372eb7
 from collections.abc import Callable
@@ -184,14 +184,12 @@ class DiffusionLoss:
     Raises `ValueError` for an unknown prediction type or loss."""
     def __init__(self, schedule: Schedule,
                  prediction_type: str = 'eps', # what the network predicts, in `PREDICTION_TYPES`
-                 loss: str = 'l2', # 'l2', 'l1' or 'huber'
-                 min_snr: float | None = None): # gamma of the min-SNR weight; None: all weigh 1
+                 loss: str = 'l2'): # 'l2', 'l1' or 'huber'
         if loss not in ('l2', 'l1', 'huber'):
             raise ValueError(f"loss {loss!r}: expected 'l2', 'l1' or 'huber'")
         self.schedule = schedule
         self.prediction_type = check_prediction_type(prediction_type)
         self.loss = loss
-        self.min_snr = min_snr
 
     def __call__(self, net: Callable, # net(z_t, t, c) -> like z_t
                  z0: Tensor, # (b, ...) clean
@@ -209,9 +207,7 @@ class DiffusionLoss:
         if self.loss == 'l2': error = error**2
         elif self.loss == 'l1': error = error.abs()
         else: error = F.huber_loss(error, torch.zeros_like(error), reduction='none')
-        error = error.flatten(1).mean(1)                                    # b
-        if self.min_snr is None: return error
-        return error*min_snr_weight(self.prediction_type, abar, self.min_snr).to(error)
+        return error.flatten(1).mean(1)                                     # b
 
 # %% ../nbs/story/03_diffusion.ipynb #fe4d6f91
 def draw_t(b: int, # how many
@@ -226,17 +222,6 @@ def draw_t(b: int, # how many
     middle = (torch.randn(b, generator=generator, device=device) - .5).sigmoid()        # b
     chosen = torch.rand(b, generator=generator, device=device) < logit_normal_share     # b
     return torch.where(chosen, (middle*T).long(), uniform)
-
-# %% ../nbs/story/03_diffusion.ipynb #b758cc0e
-def min_snr_weight(prediction_type: str, # one of `PREDICTION_TYPES`
-                   abar: Tensor, # (b,)
-                   gamma: float # the largest weight of an error in z0, e.g. 5
-    ) -> Tensor: # (b,)
-    "The weight that makes an error in z0 count min(SNR, gamma), whatever the network predicts."
-    snr = abar/(1 - abar)                                                   # b
-    times = dict(eps=snr, x0=torch.ones_like(snr), v=snr + 1, # as large as an error in z0
-                 flow=(snr.sqrt() + 1)**2)
-    return snr.clamp(max=gamma)/times[check_prediction_type(prediction_type)]
 
 # %% ../nbs/story/03_diffusion.ipynb #89558d24
 class Denoiser:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from .engine.build import fast_arguments
 from .guidance import Guidance
 from .layers import nearest_sizes
 from .samplers import SAMPLERS, cut_sigmas, sampling_sigmas
@@ -64,9 +65,8 @@ def check_int(name: str, v, low: int, high: int | None = None) -> int: # v as a 
     try: k = operator.index(v)
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{name}={shown(v)}: {wanted}') from e
-    if isinstance(v, bool) or k < low or high and k > high:
-        raise ValueError(f'{name}={shown(v)}: {wanted}')
-    return k
+    if not isinstance(v, bool) and low <= k and not (high and k > high): return k
+    raise ValueError(f'{name}={shown(v)}: {wanted}')
 
 def check_number(name: str, v, low: float, high: float, wanted: str) -> float: # words for the error
     "Pass a number through. Raises `ValueError` for anything else, NaN, or outside low ... high."
@@ -80,8 +80,7 @@ def check_floats(name: str, v, wanted: str) -> Tensor: # float32, on the CPU, an
     "Pass an array or a tensor of finite floating-point numbers through. Raises `ValueError`."
     if isinstance(v, np.ndarray) and v.dtype.kind == 'f': # of any byte order, and backwards
         v = torch.from_numpy(v.astype('f4', order='C'))
-    if not is_plain(v) or not v.is_floating_point():
-        raise ValueError(f'{name} {shown(v)}: {wanted}')
+    if not is_plain(v) or not v.is_floating_point(): raise ValueError(f'{name} {shown(v)}: {wanted}')
     x = v.detach().to('cpu', torch.float32)
     if not x.isfinite().all(): raise ValueError(f'{name} {shown(v)}: it holds NaN or infinity')
     return x
@@ -227,15 +226,17 @@ def check_memory(ldm, request: Request, n: int, decode: bool = True) -> None: # 
 
 # %% ../nbs/story/15_text_to_image.ipynb #c29dea9a
 def resolve_request(ldm, # a `LatentDiffusion`
-                    y=None, n=1, steps=50, guidance=None, sampler='ddim', eta=0., seed=0, size=None,
+                    y=None, n=1, steps=None, guidance=None, sampler='ddim', eta=0., seed=0, size=None,
                     latents=None, image=None, mask=None, negative=None, init=None, strength=1.,
                     spacing=None # all as `LatentDiffusion.sample` takes them
     ) -> Request:
     "All that can be checked before the first step. Raises `ValueError` or `MemoryError`."
     n = check_int('n', n, 1, 10**9)
-    steps = check_int('steps', steps, 1, len(ldm.schedule))
     seed = check_int('seed', seed, 0)
-    sampler, sampler_args = resolve_sampler(sampler, eta)
+    if ldm.fast: # a distilled model, beyond/02
+        steps, guidance, sampler = fast_arguments(ldm.fast, steps, guidance, sampler, eta, negative)
+    else: sampler = resolve_sampler(sampler, eta)
+    steps = check_int('steps', 50 if steps is None else steps, 1, len(ldm.schedule))
     for v in tree_leaves((y, image, mask, negative)):
         if torch.is_tensor(v) and not is_plain(v): raise ValueError(f'{shown(v)}: no plain tensor')
     each = resolve_prompts(ldm.embedder, y, image, mask) # one a prompt
@@ -256,5 +257,4 @@ def resolve_request(ldm, # a `LatentDiffusion`
         latents = check_floats('latents', latents, f'expected {(len(prompts), *shape)} numbers')
         if latents.shape != (len(prompts), *shape):
             raise ValueError(f'latents {tuple(latents.shape)}: expected {(len(prompts), *shape)}')
-    return Request(prompts, negative, guidance, shape, sigmas, seed, sampler, sampler_args,
-                   latents, init)
+    return Request(prompts, negative, guidance, shape, sigmas, seed, *sampler, latents, init)

@@ -7,7 +7,8 @@ __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'cou
            'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
            'show_reconstructions', 'show_tracker', 'train_diffusion', 'make_network', 'make_path', 'about_path',
            'about_run', 'own_vocabulary', 'kept_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts',
-           'trained_parts', 'show_samples', 'loss_by_t', 'plot_loss']
+           'trained_parts', 'distil', 'distil_batch', 'distil_loss', 'show_few', 'show_samples', 'loss_by_t',
+           'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -21,6 +22,7 @@ from ..core import LatentDiffusion, model_config, shared_first_stage
 from ..datasets.images import to_float, to_uint8
 from ..datasets.sources import crops, load_images
 from ..beyond.dit import make_dit
+from ..beyond.few_steps import ConsistencyLoss
 from ..beyond.flow import StraightPath
 from ..diffusion import DiffusionLoss, Schedule, check_prediction_type, draw_t
 from ..engine.cache import LatentCache, cached_latents
@@ -396,6 +398,77 @@ def with_parts(ldm: LatentDiffusion, # in training
 def trained_parts(ldm: LatentDiffusion) -> nn.ModuleDict: # net, and embedder if there is one
     "The modules that the second stage trains: the network, and the embedder if there is one."
     return nn.ModuleDict({k: m for k, m in (('net', ldm.net), ('embedder', ldm.embedder)) if m})
+
+# %% ../../nbs/cli/01_recipes.ipynb #5b684a19
+@one_writer
+def distil(out: str | Path, # folder for checkpoints, log, samples.png and the model
+           teacher: str = 'postcards-text', # a shipped model, or a folder
+           data: str = 'postcards', # as in `load_images`; it must have what the teacher is conditioned on
+           preset: str = 'laptop', # as in `resolve_config`
+           guidance: float | None = None, grid: int = 40, # as in `ConsistencyLoss`
+           counts: tuple[int, ...] = (1, 2, 4), # steps that the student will be asked for
+           resume: bool = False, device=None, precision=None, quiet: bool = False, # as in `train_reader`
+           tracker: str | None = None, live: bool = False, # as in `train_reader`
+           **override # as in `resolve_config`
+    ) -> LatentDiffusion | None:
+    "Teach a copy of a model to draw in a few steps. None if it was stopped, and on all processes but the first."
+    s = resolve_config('distil', preset, **override)
+    ldm = LatentDiffusion.from_pretrained(teacher).requires_grad_(False)
+    loss = ConsistencyLoss(ldm, guidance, grid)
+    own = weights_hash(find_pretrained(teacher))
+    ae_hash = ldm.first_stage['hash'] if ldm.first_stage else own
+    acc = make_accelerator(device, precision, out, tracker)
+    ldm.to(acc.device)
+    with acc.main_process_first():
+        images = load_images(data, ldm.size, s['n'], s['seed'], quiet=quiet)
+        moments = cached_latents(ldm.autoencoder, ae_hash, images['image'], acc.device, quiet=quiet)
+    count_images(len(moments), s)
+    out = writable_folder(out)
+    net = make_fast(copy.deepcopy(ldm.net).requires_grad_(True), s, acc)
+    fast = dict(steps=sorted(counts), guidance=loss.guidance)
+    student = LatentDiffusion(ldm.autoencoder, net, ldm.embedder, ldm.schedule, ldm.prediction_type, ldm.size,
+                              ldm.first_stage, dict(final_sigma=0., spacing='trailing'), fast)
+    rows = training_rows(ldm.embedder, images, ldm.autoencoder)
+    trainer = make_trainer(
+        nn.ModuleDict(dict(net=net)), distil_loss(loss), distil_batch(moments, rows, s, grid), s, out, acc,
+        lambda model, trainer: show_few(with_parts(student, model), images, trainer, out), [], model_config(student),
+        teacher=own, grid=grid, guidance=loss.guidance, data=data)
+    if not run(trainer, resume, quiet, live): return None
+    parts = averaged_model(trainer)
+    if not acc.is_main_process: return None
+    student = with_parts(student, parts)
+    command = to_command('distil', out, preset, override, data=data, teacher=teacher, guidance=guidance, grid=grid)
+    student.save_pretrained(out, torch.float16, **card(trainer, command, data=data, teacher=teacher))
+    return student
+
+def distil_batch(moments: LatentCache, rows_of, s: dict, grid: int # as in `diffusion_batch`; of `ConsistencyLoss`
+    ): # (step, slice) -> unscaled latents b z h w, steps of the grid b, unit noise b z h w, what the embedder takes
+    "The batch of a training step of a student."
+    def batch(step, rows):
+        i = batch_indices(len(moments), s['batch_size'], s['seed'], step)[rows]
+        rng = SampleRNG(generator(s['seed'], 8, step), s['batch_size'], rows)
+        mean, std = moments.moments(i)
+        raw = mean + std*rng(mean.shape)
+        k = rng.each(lambda n, g: torch.randint(grid, (n,), generator=g))
+        return raw, k, rng(mean.shape), rows_of(i, rng)
+    return batch
+
+def distil_loss(objective: ConsistencyLoss): # (the student in a `ModuleDict`, a batch of `distil_batch`, rng) -> scalar
+    "The loss of beyond/02 in the form that `Trainer` takes."
+    def loss(model, batch, rng):
+        raw, k, eps, y = batch
+        with torch.no_grad(): c = objective.teacher.embedder(y)
+        student = lambda z, t, c: model['net'](z, t, c).float()
+        return objective(student, objective.teacher.autoencoder.to_latent(raw), c, k, eps).mean()
+    return loss
+
+def show_few(student: LatentDiffusion, images: dict, trainer: Trainer, out: Path) -> dict: # for the log: nothing
+    "Draw samples.png: a row for each number of steps."
+    ask = prompts_like(student.embedder, images, torch.arange(min(8, len(images['image']))))
+    x = torch.cat([student.sample(**ask, steps=k, seed=0) for k in student.fast['steps']])
+    save_grid(x, out/'samples.png')
+    show_tracker(trainer, 'samples', x)
+    return {}
 
 # %% ../../nbs/cli/01_recipes.ipynb #ba65c5e7
 def show_samples(images: dict, # as `load_images` gives it

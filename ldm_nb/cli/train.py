@@ -10,7 +10,7 @@ __all__ = ['AUTOENCODER_OPTIONS', 'NUMBERS', 'SWITCHES', 'STAGE_OPTIONS', 'train
 import argparse
 from .common import Parser, a_name, a_path, guarded, is_first
 from .estimate import dry_run
-from .recipes import train_autoencoder, train_diffusion, train_reader
+from .recipes import distil, train_autoencoder, train_diffusion, train_reader
 from ..engine.cost import DEVICES
 from ..engine.devices import PRECISIONS
 from ..engine.presets import PRESETS
@@ -90,6 +90,10 @@ def add_stage_options(p: Parser):
                    help='diffusion: words of the postcards, or of the data\'s captions (default: as the data are)')
     p.add_argument('--long-captions', choices=['error', 'cut'],
                    help='diffusion: captions longer than the encoder reads (default error)')
+    p.add_argument('--teacher', type=a_name, default='postcards-text',
+                   help='distil: the model to learn from (default postcards-text)')
+    p.add_argument('--guidance', type=float, help="distil: the weight that is built in (default: the teacher's)")
+    p.add_argument('--grid', type=int, default=40, help='distil: steps of the teacher (default 40)')
     p.add_argument('--network', choices=['unet', 'dit'], default='unet', help='diffusion: a UNet (default), or a '
                                                                               'transformer over patches')
     p.add_argument('--patch', type=int, default=2, help='diffusion, --network dit: positions a side of a patch (default 2)')
@@ -107,7 +111,7 @@ def add_stage_options(p: Parser):
 def in_python(option: str) -> str: return option.replace('-', '_')
 
 STAGE_OPTIONS = dict( # those that not every stage has
-    data=('autoencoder', 'diffusion'), init=('autoencoder', 'diffusion'), f=('autoencoder',),
+    data=('autoencoder', 'diffusion', 'distil'), teacher=('distil',), guidance=('distil',), grid=('distil',), init=('autoencoder', 'diffusion'), f=('autoencoder',),
     regulariser=('autoencoder',),
     autoencoder=('diffusion',), tokenizer=('diffusion',), long_captions=('diffusion',), condition=('diffusion',),
     network=('diffusion',), patch=('diffusion',), path=('diffusion',), shift=('diffusion',), prediction_type=('diffusion',), logit_normal_share=('diffusion',),
@@ -128,6 +132,7 @@ def settings(a: argparse.Namespace) -> dict: # of `read_train`
     "The keyword arguments of a recipe, or of a dry run."
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
+                  distil=['data', 'teacher', 'guidance', 'grid'],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],
                   diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'network', 'patch', 'path', 'shift',
                              'prediction_type', 'logit_normal_share'])[a.stage]
@@ -138,8 +143,9 @@ def main(argv: list[str] | None = None): # None: the command line
     def run(argv):
         a = read_train(argv)
         if a.on and not a.dry_run: raise ValueError('--on is for --dry-run: it says what a run would take there')
+        if a.dry_run and a.stage == 'distil': raise ValueError('--dry-run knows reader, autoencoder and diffusion')
         if a.dry_run: return dry_run(a.stage, a.out, on=a.on, **settings(a))
-        train = dict(reader=train_reader, autoencoder=train_autoencoder, diffusion=train_diffusion)[a.stage]
+        train = dict(reader=train_reader, autoencoder=train_autoencoder, diffusion=train_diffusion, distil=distil)[a.stage]
         tracker = None if a.tracker == 'none' else a.tracker
         if train(a.out, resume=a.resume, quiet=a.quiet, tracker=tracker, **settings(a)) and is_first():
             print(f'wrote {a.out}/config.json and model.safetensors')

@@ -62,7 +62,11 @@ PRESETS = dict(
             dit=dict(dim=1152, depth=28, heads=16),
             embedder=dict(dim=1280, depth=32, heads=8, head_ch=64, max_length=77),
             n=10**6, size=256, batch_size=680, steps=390000, lr=1e-4, ema=.9999, lr_schedule='constant',
-            channels_last=True, compile=True, workers=8, save_every=5000)))
+            channels_last=True, compile=True, workers=8, save_every=5000)),
+    distil=dict(
+        tiny=dict(n=500, size=64, batch_size=4, steps=20, lr=5e-4, save_every=10),
+        laptop=dict(n=20000, size=64, batch_size=24, steps=1500, lr=5e-4),
+        gpu=dict(n=60000, size=64, batch_size=256, steps=4000, lr=5e-4, channels_last=True, workers=4)))
 
 # %% ../../nbs/engine/08_presets.ipynb #dd070b92
 # what a preset does not say
