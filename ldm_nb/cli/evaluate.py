@@ -34,7 +34,8 @@ def evaluate_parser() -> Parser: # of ldm-evaluate
     p.add_argument('--out', type=a_path, help='also write the numbers here, as JSON')
     for k, t, d, h in (
         ('n', int, 1000, 'images to draw, at least 20; as many real ones again are what they are compared with'),
-        ('steps', int, 50, 'sampling steps'), ('guidance', float, None, 'guidance scale; 1 is without guidance'),
+        ('steps', int, None, 'sampling steps: 50, or those of a distilled model'),
+        ('guidance', float, None, 'guidance scale; 1 is without guidance'),
         ('eta', float, 0., 'noise of ddim: 0 none, 1 as ddpm'),
         ('seed', int, 2024, 'of the held-out images and of all noise'),
         ('batch-size', int, 32, 'images at a time; changes no number')):

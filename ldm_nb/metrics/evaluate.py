@@ -92,7 +92,7 @@ def evaluate(ldm: LatentDiffusion, # on the device where it shall work
              data: str = 'postcards', # held-out images, as in `load_images`
              n: int = 1000, # how many
              seed: int = 2024, # of these and of all noise
-             steps: int = 50, guidance=None, sampler: str = 'ddim', eta: float = 0., # as in `sample`
+             steps: int | None = None, guidance=None, sampler: str = 'ddim', eta: float = 0., # as in `sample`
              network=None, # which looks at sets; None: the reader
              reader: Reader | None = None, # that judges
              distance=None, # perceptual, (x, y) -> (b,); None: over the reader's features

@@ -1,7 +1,7 @@
 """What does the path buy? The text model of the course's recipe (`ldm-train diffusion --preset laptop`), trained anew
 on the paper's path with eps and with v, and on the straight path with flow: the same network, data, batches and number
-of training steps. After a quarter, a half and all of them: how much of held-out captions is in the pictures, and FID.
-The curves of nbs/beyond/00_flow.
+of training steps. And with v and a transformer in place of the UNet, of as many operations a step. After a quarter, a half and all of them: how much of held-out captions is in the pictures, and FID.
+The curves of nbs/beyond/00_flow and 01_transformer.
 
     python tests/prove/paths.py             all settings, three seeds, two at a time on one thread each (an hour)
     python tests/prove/paths.py --steps 8 --n 24 --out runs/tiny.json --work runs/tiny    in miniature
@@ -24,7 +24,7 @@ from ldm_nb.metrics.judges import judge_text
 from ldm_nb.metrics.reader import load_reader
 
 SETTINGS = dict(eps=dict(prediction_type='eps', logit_normal_share=0.), v=dict(prediction_type='v'),
-                flow=dict(path='flow'))
+                flow=dict(path='flow'), dit=dict(network='dit'))
 
 
 @torch.no_grad()
