@@ -18,7 +18,7 @@ from .engine.seeds import SampleRNG, generator, micro_batches, seed_of
 class EMA:
     "Exponential moving average of a model's floating-point state, with the published warm-up."
     def __init__(self, model: nn.Module, # copied
-                 decay: float = .9999): # looks back decay/(1 - decay) steps; the paper's
+                 decay: float = .9999): # the paper's; looks back decay/(1 - decay) steps
         self.decay = decay
         self.updates = 0
         self.state = {k: v.detach().clone() for k, v in model.state_dict().items()}
