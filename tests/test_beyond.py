@@ -1,0 +1,260 @@
+"""What came after the paper: straight paths, transformers, few steps."""
+import json
+import shutil
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from ldm_nb.beyond.dit import OURS, ClassVector, DiT, load_dit, make_dit, position_embedding
+from ldm_nb.beyond.few_steps import ConsistencyLoss, consistency, fast_arguments
+from ldm_nb.beyond.flow import StraightPath
+from ldm_nb.cli import recipes
+from ldm_nb.core import LatentDiffusion
+from ldm_nb.diffusion import Denoiser, Schedule
+from ldm_nb.embedders import ClassEmbedder
+from ldm_nb.oracle import Mixture
+from ldm_nb.pretrained import paper_model
+from ldm_nb.samplers import SAMPLERS, ddim, sampling_sigmas
+from ldm_nb.unet import Cond
+
+QUIET = dict(quiet=True, device='cpu', precision='fp32')
+MIXTURE = Mixture(torch.tensor([[2., 0.], [-1., 1.5], [-1., -1.5]], dtype=torch.float64), [.3, .5, .2], [.5, .3, .2])
+
+
+def velocity(x, s): return (x - MIXTURE.denoise(x/(1 - s), s/(1 - s)))/s
+
+def near(a, b, eps): assert (torch.as_tensor(a) - torch.as_tensor(b)).abs().max() < eps, (a, b)
+
+
+# ---- the straight path ----
+
+@pytest.mark.parametrize('steps', [1, 7, 50])
+def test_euler_on_the_flow_is_ddim(steps):
+    s = torch.linspace(.999, 0, steps + 1, dtype=torch.float64)
+    x = torch.randn(100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flow = x
+    for a, b in zip(s, s[1:]): flow = flow + (b - a)*velocity(flow, a)
+    for z, _ in ddim(MIXTURE.denoise, x/(1 - s[0]), s/(1 - s)): pass
+    near(flow, z, 1e-10)
+    theirs = FlowMatchEulerDiscreteScheduler()
+    theirs.set_timesteps(sigmas=s[:-1].tolist())
+    for t, a in zip(theirs.timesteps, s): x = theirs.step(velocity(x, a), t, x).prev_sample
+    near(x, flow, 1e-5)
+
+@pytest.mark.parametrize('shift', [1., 3.])
+def test_a_flow_network_in_every_sampler(shift): # one that is exactly right gives what the exact denoiser gives
+    path = StraightPath(shift=shift)
+    def net(x, t, c):
+        sigma = path.t_to_sigma(t.double())[:, None]
+        z0_hat = MIXTURE.denoise(x.double()*(1 + sigma), sigma)
+        return (x.double()*(1 + sigma) - z0_hat)/sigma - z0_hat
+    sigmas = sampling_sigmas(path.sigma, 12, 'trailing', final_sigma=0.)
+    z = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))*(1 + sigmas[0]**2)**.5
+    for name, sampler in SAMPLERS.items():
+        tape = [torch.Generator().manual_seed(2) for _ in range(2)]
+        noise = [lambda z, g=g: torch.randn(z.shape, generator=g, dtype=z.dtype) for g in tape]
+        for ours, _ in sampler(Denoiser(net, path, 'flow'), z, sigmas, noise=noise[0]): pass
+        for exact, _ in sampler(MIXTURE.denoise, z, sigmas, noise=noise[1]): pass
+        near((ours - exact).norm(dim=1).median(), 0., 1e-3), name # t is float32 there
+
+def test_a_shift_is_that_of_diffusers():
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.)
+    path = StraightPath(shift=3.)
+    near(path.sigma/(1 + path.sigma), theirs.sigmas.flip(0).double(), 1e-3)   # ours ends at 1 - 2**-12
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory): # of 20 steps
+    out = tmp_path_factory.mktemp('flow')/'run'
+    recipes.train_diffusion(out, preset='tiny', path='flow', network='dit', n=40, **QUIET)
+    return out
+
+def test_a_flow_is_saved_and_loaded(trained):
+    ldm = LatentDiffusion.from_pretrained(trained)
+    assert (ldm.schedule.config, ldm.prediction_type) == (dict(kind='straight', shift=1., steps=1000), 'flow')
+    assert ldm.net.kind == 'dit' and ldm.sample('a red house', steps=3).shape == (1, 3, 64, 64)
+    assert torch.equal(ldm.sample('a house', steps=3), LatentDiffusion.from_pretrained(trained).sample('a house', steps=3))
+    assert '--network dit --path flow' in json.loads((trained/'config.json').read_text())['card']['command']
+
+def test_a_run_goes_on_with_its_own_path_alone(trained):
+    for other in (dict(path='paper'), dict(path='flow', shift=3.), dict(path='flow', prediction_type='v')):
+        with pytest.raises(ValueError, match='path: flow then|shift: 1.0 then|prediction_type: flow then'):
+            recipes.train_diffusion(trained, preset='tiny', network='dit', n=40, resume=True, **other, **QUIET)
+    with pytest.raises(ValueError, match='path=.bent'): recipes.train_diffusion(trained, path='bent', **QUIET)
+    with pytest.raises(ValueError, match='shift=2'): recipes.train_diffusion(trained, shift=2., **QUIET)
+
+def test_a_config_of_another_path(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path/'model')
+    config = json.loads((folder/'config.json').read_text())
+    for schedule, says in ((dict(kind='straigth', shift=1., steps=1000), "did you mean 'straight'"),
+                           (dict(kind='straight', shift='much', steps=1000), 'shift'), (dict(kind='straight', shift=0.), 'shift')):
+        (folder/'config.json').write_text(json.dumps(config | dict(schedule=schedule)))
+        with pytest.raises(ValueError, match=says): LatentDiffusion.from_pretrained(folder)
+    assert LatentDiffusion.from_pretrained('postcards-text').schedule.config == Schedule().config # none said: the paper's
+
+
+# ---- the transformer ----
+
+@pytest.fixture(scope='module')
+def theirs(): # theirs repeats the same embedders in each block, and counts frequencies otherwise than the published code
+    torch.manual_seed(0)
+    net = DiTTransformer2DModel(num_attention_heads=4, attention_head_dim=24, in_channels=4, out_channels=8, num_layers=3,
+                                sample_size=16, patch_size=2, num_embeds_ada_norm=10, norm_num_groups=8).eval()
+    for p in net.parameters(): torch.nn.init.normal_(p, std=.05)
+    state = net.state_dict()
+    for k in state: # one embedder for all blocks
+        if '.norm1.emb.' in k: state[k] = state['transformer_blocks.0.norm1.emb.' + k.split('.norm1.emb.')[1]]
+    net.load_state_dict(state)
+    return net
+
+def published(state: dict) -> dict: # theirs in the names of the published code
+    out = {'pos_embed': torch.zeros(1, 64, 96)}
+    def put(ours, name, *k):
+        out.update({f'{ours}.{w}': torch.cat([state[f'{name(x)}.{w}'] for x in k or ('',)]) for w in ('weight', 'bias')})
+    emb = 'transformer_blocks.0.norm1.emb.'
+    put('x_embedder.proj', lambda _: 'pos_embed.proj')
+    put('t_embedder.mlp.0', lambda _: f'{emb}timestep_embedder.linear_1')
+    put('t_embedder.mlp.2', lambda _: f'{emb}timestep_embedder.linear_2')
+    out['y_embedder.embedding_table.weight'] = state[f'{emb}class_embedder.embedding_table.weight']
+    for i in range(3):
+        a, b = f'blocks.{i}.', f'transformer_blocks.{i}.'
+        put(f'{a}attn.qkv', lambda x: f'{b}attn1.to_{x}', 'q', 'k', 'v')
+        for ours, name in (('attn.proj', 'attn1.to_out.0'), ('mlp.fc1', 'ff.net.0.proj'), ('mlp.fc2', 'ff.net.2'),
+                           ('adaLN_modulation.1', 'norm1.linear')): put(a + ours, lambda _: b + name)
+    put('final_layer.adaLN_modulation.1', lambda _: 'proj_out_1')
+    put('final_layer.linear', lambda _: 'proj_out_2')
+    return out
+
+@torch.no_grad()
+def test_a_published_checkpoint_and_the_peer(theirs, tmp_path):
+    torch.save(published(theirs.state_dict()), tmp_path/'dit.pt')
+    net, classes = load_dit(tmp_path/'dit.pt', heads=4)
+    z, t, y = torch.randn(3, 4, 16, 16), torch.tensor([0, 500, 999]), torch.tensor([0, 3, 10])
+    want = theirs(z, timestep=t, class_labels=y).sample[:, :4]
+    assert (net(z, t, classes(y)) - want).abs().max() > 1e-3 # theirs divides the frequencies by 127, the paper's code by 128
+    net.max_period = DiT(dim=96, heads=4, freq_shift=1).max_period
+    near(net(z, t, classes(y)), want, 1e-5)
+    with pytest.raises(ValueError, match='heads='): load_dit(tmp_path/'dit.pt')
+    torch.save(dict(published(theirs.state_dict()), extra=torch.zeros(1)), tmp_path/'odd.pt')
+    with pytest.raises(ValueError, match='extra has no place'): load_dit(tmp_path/'odd.pt', heads=4)
+    torch.save(dict(a=1), tmp_path/'no.pt')
+    with pytest.raises(ValueError, match='no checkpoint of a DiT'): load_dit(tmp_path/'no.pt')
+
+# the published table, and its largest to the last weight: with the fixed positions, 675,129,632
+@pytest.mark.parametrize('size, millions', [('S', 33), ('B', 130), ('L', 458), ('XL', 675)])
+def test_published_sizes(size, millions):
+    for family in ('DiT', 'SiT'):
+        net, classes = (paper_model(f'{family}-{size}/2{part}', 'meta') for part in ('', '/conditioner'))
+        n = sum(p.numel() for m in (net, classes) for p in m.parameters()) + 256*net.dim
+        assert round(n/1e6) == millions or (size, int(n/1e6)) == ('B', 130)
+    if size == 'XL': assert n == 675_129_632
+
+def test_positions():
+    e = position_embedding(4, 6, 32)
+    assert e.shape == (24, 32)
+    near(e @ e.T, (e @ e.T).T, 1e-5)
+    near((e*e).sum(1), torch.full((24,), 16.), 1e-4)
+    assert (e @ e.T).argmax(1).tolist() == list(range(24))
+    with pytest.raises(ValueError, match='multiple of 4'): position_embedding(2, 2, 30)
+
+def test_a_new_transformer_returns_zero_and_learns():
+    net = DiT(dim=48, depth=2, heads=4, context_dim=16, vector_dim=8)
+    z, t = torch.randn(2, 4, 8, 12), torch.tensor([3., 700.5])
+    c = Cond(context=torch.randn(2, 5, 16), vector=torch.randn(2, 8))
+    assert torch.equal(net(z, t, c), torch.zeros_like(z))
+    torch.manual_seed(0)
+    opt = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(150):
+        loss = (net(z, t, c) - z.flip(0)).square().mean()
+        opt.zero_grad(); loss.backward(); opt.step()
+    assert loss < .2
+    other = Cond(context=c.context.flip(0), vector=c.vector)
+    assert (net(z, t, other) - net(z, t, c)).abs().max() > 1e-3 # it reads the tokens
+    again = DiT(**json.loads(json.dumps(net.config)))
+    again.load_state_dict(net.state_dict())
+    near(again(z, t, c), net(z, t, c), 1e-6)
+    again.checkpoint = True
+    near(torch.autograd.grad(again(z, t, c).sum(), again.embed.weight)[0],
+         torch.autograd.grad(net(z, t, c).sum(), net.embed.weight)[0], 1e-4)
+    for bad, says in ((lambda: net(z[..., :7], t, c), 'multiples of 2'), (lambda: net(z, t), 'needs a context'),
+                      (lambda: DiT(dim=50, heads=4), 'do not divide'), (lambda: DiT(patch=0), 'patch=0'),
+                      (lambda: DiT(dim=54, heads=2), 'multiple of 4')):
+        with pytest.raises(ValueError, match=says): bad()
+
+def test_patches_that_do_not_fit(tmp_path):
+    with pytest.raises(ValueError, match='choose 1, 2, 4, 8, 16'):
+        recipes.train_diffusion(tmp_path, preset='tiny', network='dit', patch=3, n=8, **QUIET)
+    with pytest.raises(ValueError, match='--network dit'): recipes.train_diffusion(tmp_path, preset='tiny', patch=4, n=8, **QUIET)
+    with pytest.raises(ValueError, match='unet or dit'): recipes.train_diffusion(tmp_path, preset='tiny', network='cnn', n=8, **QUIET)
+
+def test_classes_as_vectors():
+    e = ClassVector(5, 12, names=list('abcde'))
+    assert e(torch.tensor([1, 2])).vector.shape == (2, 12) and e(torch.tensor([1])).context is None
+    assert torch.equal(e.null(2).vector, e.table.weight[-1].expand(2, -1)) and e.vector_dim == 12
+    net = make_dit(e, 4, dim=32, depth=1, heads=2)
+    assert net(torch.randn(2, 4, 4, 4), torch.tensor([1., 2.]), e(torch.tensor([0, 4]))).shape == (2, 4, 4, 4)
+    assert len(OURS) == 10
+
+
+# ---- few steps ----
+
+def test_the_jump_is_that_of_the_lcm_scheduler(): # with its scalings at the boundary switched off
+    theirs = LCMScheduler(beta_start=.0015, beta_end=.0195, beta_schedule='scaled_linear', timestep_scaling=1e9,
+                          clip_sample=False, set_alpha_to_one=True)
+    theirs.set_timesteps(4, original_inference_steps=50)
+    schedule, t = Schedule(), theirs.timesteps
+    sigmas = torch.cat([schedule.sigma[t], torch.zeros(1, dtype=torch.float64)])
+    unit = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    z_t, g = unit*1., torch.Generator().manual_seed(1)
+    for k in t.tolist():
+        s = schedule.sigma[k]
+        z = z_t*(1 + s**2)**.5
+        eps = (z - MIXTURE.denoise(z, s))/s
+        z_t = theirs.step(eps, k, z_t, generator=g).prev_sample
+    g = torch.Generator().manual_seed(1)
+    noise = lambda z: torch.randn(z.shape, generator=g, dtype=z.dtype)
+    for z, _ in consistency(MIXTURE.denoise, unit*(1 + sigmas[0]**2)**.5, sigmas, noise=noise): pass
+    near(z, z_t, 1e-4)
+
+def test_what_a_distilled_model_takes():
+    fast = dict(steps=[1, 2, 4], guidance=3.)
+    assert fast_arguments(fast, None, None, 'ddim', 0., None) == (4, 1., (consistency, {}))
+    assert fast_arguments(fast, 1, None, 'consistency', 0., None)[0] == 1
+    for asked, says in (((50, None, 'ddim', 0., None), 'steps=50: .* for 1, 2 or 4 steps'), ((4, 3., 'ddim', 0., None), 'guidance of 3 built in'),
+                        ((4, None, 'heun', 0., None), "sampler='heun'"), ((4, None, 'ddim', .5, None), 'eta=0.5'),
+                        ((4, None, 'ddim', 0., 'snow'), 'negative='), ((True, None, 'ddim', 0., None), 'steps=True')):
+        with pytest.raises(ValueError, match=says): fast_arguments(fast, *asked)
+
+def test_no_loss_where_jumps_agree(): # the exact denoiser of one point jumps there from everywhere
+    teacher = LatentDiffusion.from_pretrained('postcards-text')
+    point = torch.randn(1, 4, 16, 16)
+    def net(z, t, c): # of v, from z0_hat = point
+        a = teacher.schedule.abar[t.round().long()].float().view(-1, 1, 1, 1)
+        sigma = ((1 - a)/a).sqrt()
+        return (z - a.sqrt()*point)/(1 - a).sqrt()*a.sqrt() - (1 - a).sqrt()*point if sigma.min() > 0 else z
+    loss = ConsistencyLoss(teacher, 1., grid=8)
+    loss.step = lambda z, s, to, c: point + (to/s).float()[:, None, None, None]*(z - point)
+    ids = teacher.embedder.prepare(['a house']*8)
+    found = loss(net, point.expand(8, -1, -1, -1), teacher.embedder(ids), torch.arange(8), torch.randn(8, 4, 16, 16))
+    assert found.shape == (8,) and found.max() < 1e-3
+
+def test_who_cannot_teach():
+    with pytest.raises(ValueError, match='unconditional'): ConsistencyLoss(LatentDiffusion.from_pretrained('postcards'))
+    teacher = LatentDiffusion.from_pretrained('postcards-class')
+    with pytest.raises(ValueError, match='grid=1'): ConsistencyLoss(teacher, grid=1)
+    teacher.embedder = ClassEmbedder(16, null=False)
+    with pytest.raises(ValueError, match='guidance 1'): ConsistencyLoss(teacher, 3.)
+    assert ConsistencyLoss(teacher, 1.).guidance == 1.
+    teacher.fast = dict(steps=[1], guidance=3.)
+    with pytest.raises(ValueError, match='distilled itself'): ConsistencyLoss(teacher)
+
+def test_distil(tmp_path): # in miniature: a copy of the teacher, of other weights, that draws in 1, 2 and 4 steps
+    student = recipes.distil(tmp_path/'fast', 'postcards-class', preset='tiny', n=40, steps=6, save_every=3, **QUIET)
+    again = LatentDiffusion.from_pretrained(tmp_path/'fast')
+    assert again.fast == dict(steps=[1, 2, 4], guidance=3.) and (tmp_path/'fast'/'samples.png').is_file()
+    for k in (1, 2, 4): assert again.sample(3, steps=k).shape == (1, 3, 64, 64)
+    assert torch.equal(again.sample(3), again.sample(3, steps=4))
+    near(again.sample(3), student.sample(3), .05) # float16
+    teacher = LatentDiffusion.from_pretrained('postcards-class')
+    assert any(not torch.equal(a, b) for a, b in zip(again.net.parameters(), teacher.net.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(again.embedder.parameters(), teacher.embedder.parameters()))
+    with pytest.raises(ValueError, match='distilled for'): again.sample(3, steps=50)
