@@ -6,7 +6,7 @@
 __all__ = ['OURS', 'HEADS', 'position_embedding', 'modulate', 'DiTBlock', 'DiT', 'ClassVector', 'make_dit', 'load_dit',
            'our_name', 'halved']
 
-# %% ../../nbs/beyond/01_transformer.ipynb #8119d383
+# %% ../../nbs/beyond/01_transformer.ipynb #680f78e8
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ..engine.files import read_torch
 from ..layers import attend, timestep_embedding, zero
 from ..unet import Cond, check_inputs
 
-# %% ../../nbs/beyond/01_transformer.ipynb #d170ef0a
+# %% ../../nbs/beyond/01_transformer.ipynb #ece01567
 def position_embedding(h: int, w: int, # positions of the grid
                        dim: int # a multiple of 4
     ) -> Tensor: # (h*w, dim) float32: sines and cosines of the column, then of the row
@@ -30,7 +30,7 @@ def position_embedding(h: int, w: int, # positions of the grid
     angles = [axis.reshape(-1, 1)*omega for axis in (column, row)]                  # (h w) d/4, twice
     return torch.cat([part for a in angles for part in (a.sin(), a.cos())], dim=1).float()
 
-# %% ../../nbs/beyond/01_transformer.ipynb #3ea75435
+# %% ../../nbs/beyond/01_transformer.ipynb #c5527c50
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor: # b n d, b d, b d -> b n d
     "Scale and shift the tokens, by numbers that the condition chooses."
     return x*(1 + scale[:, None]) + shift[:, None]
@@ -65,7 +65,7 @@ class DiTBlock(nn.Module):
         y = F.gelu(self.fc1(modulate(self.norm2(x), shift2, scale2)), approximate='tanh')
         return x + gate2[:, None]*self.fc2(y)
 
-# %% ../../nbs/beyond/01_transformer.ipynb #ab8bc8fc
+# %% ../../nbs/beyond/01_transformer.ipynb #8052b736
 class DiT(nn.Module):
     "The diffusion transformer (Peebles and Xie, 2023), `net(z, t, c)`. A new one returns exactly 0."
     kind = 'dit'
@@ -131,7 +131,7 @@ class DiT(nn.Module):
         if not (self.checkpoint and torch.is_grad_enabled()): return block(*args)
         return recompute(block, *args, use_reentrant=False)
 
-# %% ../../nbs/beyond/01_transformer.ipynb #0025e735
+# %% ../../nbs/beyond/01_transformer.ipynb #539a1658
 class ClassVector(ClassEmbedder):
     "A learnt vector for each class, which is added to the time embedding; and one for none."
     kind = 'class_vector'
@@ -151,7 +151,7 @@ class ClassVector(ClassEmbedder):
         "In training mode, each label becomes none with probability `drop`."
         return Cond(vector=super().forward(y, rng).context[:, 0])
 
-# %% ../../nbs/beyond/01_transformer.ipynb #d9b07713
+# %% ../../nbs/beyond/01_transformer.ipynb #0824af45
 def make_dit(embedder: nn.Module | None, # as for `make_unet`
              z_ch: int, # channels of the latent
              **sizes # of `DiT`
@@ -161,7 +161,7 @@ def make_dit(embedder: nn.Module | None, # as for `make_unet`
                  context_dim=getattr(embedder, 'context_dim', None), vector_dim=getattr(embedder, 'vector_dim', None))
     return DiT(**given | sizes)
 
-# %% ../../nbs/beyond/01_transformer.ipynb #3ee79999
+# %% ../../nbs/beyond/01_transformer.ipynb #dbb6c32a
 OURS = {'x_embedder.proj': 'embed', 't_embedder.mlp.0': 'time1', 't_embedder.mlp.2': 'time2', 'attn.qkv': 'qkv', 'attn.proj': 'proj',
         'mlp.fc1': 'fc1', 'mlp.fc2': 'fc2', 'adaLN_modulation.1': 'modulation', 'final_layer.linear': 'out',
         'final_layer.adaLN_modulation.1': 'modulation'} # layer of the published code -> ours

@@ -17,7 +17,7 @@ from ..request import shown
 from ..samplers import Denoise, finite, pairs, sampling_sigmas
 from ..unet import Cond
 
-# %% ../../nbs/beyond/02_few_steps.ipynb #a2b778ea
+# %% ../../nbs/beyond/02_few_steps.ipynb #76bdfccf
 @torch.no_grad()
 def consistency(denoise: Denoise, z: Tensor, sigmas: Tensor | list[float], # see `Sampler`
                 noise: Callable | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -28,7 +28,7 @@ def consistency(denoise: Denoise, z: Tensor, sigmas: Tensor | list[float], # see
         z = z0_hat + to*noise(z) if to > 0 else z0_hat
         yield finite(z, i + 1, sigmas), z0_hat
 
-# %% ../../nbs/beyond/02_few_steps.ipynb #ee21fe0b
+# %% ../../nbs/beyond/02_few_steps.ipynb #fd42257d
 class ConsistencyLoss:
     """How far two jumps are apart: from a noisy latent, and from where a guided step of the teacher takes it
     (Song et al., 2023; with guidance built in, Luo et al., 2023). Raises `ValueError` for a teacher that cannot teach."""
@@ -74,7 +74,7 @@ def teachable(teacher: LatentDiffusion, guidance: float | None) -> float: # the 
                                                  'distil it with guidance 1') from e
     return float(w)
 
-# %% ../../nbs/beyond/02_few_steps.ipynb #6d127aaf
+# %% ../../nbs/beyond/02_few_steps.ipynb #c0e8008c
 def fast_arguments(fast: dict, # dict(steps=[1, 2, 4], guidance=3.), of a distilled model
                    steps, guidance, sampler, eta, negative # as `LatentDiffusion.sample` takes them
     ) -> tuple: # steps, guidance, and the sampler with its arguments
