@@ -72,7 +72,8 @@ def test_a_flow_is_saved_and_loaded(trained):
     ldm = LatentDiffusion.from_pretrained(trained)
     assert (ldm.schedule.config, ldm.prediction_type) == (dict(kind='straight', shift=1., steps=1000), 'flow')
     assert ldm.net.kind == 'dit' and ldm.sample('a red house', steps=3).shape == (1, 3, 64, 64)
-    assert torch.equal(ldm.sample('a house', steps=3), LatentDiffusion.from_pretrained(trained).sample('a house', steps=3))
+    assert torch.equal(ldm.sample('a house', steps=3),
+                       LatentDiffusion.from_pretrained(trained).sample('a house', steps=3))
     assert '--network dit --path flow' in json.loads((trained/'config.json').read_text())['card']['command']
 
 def test_a_run_goes_on_with_its_own_path_alone(trained):
@@ -86,19 +87,23 @@ def test_a_config_of_another_path(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path/'model')
     config = json.loads((folder/'config.json').read_text())
     for schedule, says in ((dict(kind='straigth', shift=1., steps=1000), "did you mean 'straight'"),
-                           (dict(kind='straight', shift='much', steps=1000), 'shift'), (dict(kind='straight', shift=0.), 'shift')):
+                           (dict(kind='straight', shift='much', steps=1000), 'shift'),
+                           (dict(kind='straight', shift=0.), 'shift')):
         (folder/'config.json').write_text(json.dumps(config | dict(schedule=schedule)))
         with pytest.raises(ValueError, match=says): LatentDiffusion.from_pretrained(folder)
-    assert LatentDiffusion.from_pretrained('postcards-text').schedule.config == Schedule().config # none said: the paper's
+    # none said: the paper's
+    assert LatentDiffusion.from_pretrained('postcards-text').schedule.config == Schedule().config
 
 
 # ---- the transformer ----
 
 @pytest.fixture(scope='module')
-def theirs(): # theirs repeats the same embedders in each block, and counts frequencies otherwise than the published code
+def theirs():
+    # theirs repeats the same embedders in each block, and counts frequencies otherwise than the published code
     torch.manual_seed(0)
-    net = DiTTransformer2DModel(num_attention_heads=4, attention_head_dim=24, in_channels=4, out_channels=8, num_layers=3,
-                                sample_size=16, patch_size=2, num_embeds_ada_norm=10, norm_num_groups=8).eval()
+    net = DiTTransformer2DModel(num_attention_heads=4, attention_head_dim=24, in_channels=4, out_channels=8,
+                                num_layers=3, sample_size=16, patch_size=2, num_embeds_ada_norm=10,
+                                norm_num_groups=8).eval()
     for p in net.parameters(): torch.nn.init.normal_(p, std=.05)
     state = net.state_dict()
     for k in state: # one embedder for all blocks
@@ -109,7 +114,8 @@ def theirs(): # theirs repeats the same embedders in each block, and counts freq
 def published(state: dict) -> dict: # theirs in the names of the published code
     out = {'pos_embed': torch.zeros(1, 64, 96)}
     def put(ours, name, *k):
-        out.update({f'{ours}.{w}': torch.cat([state[f'{name(x)}.{w}'] for x in k or ('',)]) for w in ('weight', 'bias')})
+        out.update({f'{ours}.{w}': torch.cat([state[f'{name(x)}.{w}'] for x in k or ('',)])
+                    for w in ('weight', 'bias')})
     emb = 'transformer_blocks.0.norm1.emb.'
     put('x_embedder.proj', lambda _: 'pos_embed.proj')
     put('t_embedder.mlp.0', lambda _: f'{emb}timestep_embedder.linear_1')
@@ -130,7 +136,8 @@ def test_a_published_checkpoint_and_the_peer(theirs, tmp_path):
     net, classes = load_dit(tmp_path/'dit.pt', heads=4)
     z, t, y = torch.randn(3, 4, 16, 16), torch.tensor([0, 500, 999]), torch.tensor([0, 3, 10])
     want = theirs(z, timestep=t, class_labels=y).sample[:, :4]
-    assert (net(z, t, classes(y)) - want).abs().max() > 1e-3 # theirs divides the frequencies by 127, the paper's code by 128
+    # theirs divides the frequencies by 127, the paper's code by 128
+    assert (net(z, t, classes(y)) - want).abs().max() > 1e-3
     net.max_period = DiT(dim=96, heads=4, freq_shift=1).max_period
     near(net(z, t, classes(y)), want, 1e-5)
     with pytest.raises(ValueError, match='heads='): load_dit(tmp_path/'dit.pt')
@@ -183,8 +190,10 @@ def test_a_new_transformer_returns_zero_and_learns():
 def test_patches_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match='choose 1, 2, 4, 8, 16'):
         recipes.train_diffusion(tmp_path, preset='tiny', network='dit', patch=3, n=8, **QUIET)
-    with pytest.raises(ValueError, match='--network dit'): recipes.train_diffusion(tmp_path, preset='tiny', patch=4, n=8, **QUIET)
-    with pytest.raises(ValueError, match='unet or dit'): recipes.train_diffusion(tmp_path, preset='tiny', network='cnn', n=8, **QUIET)
+    with pytest.raises(ValueError, match='--network dit'):
+        recipes.train_diffusion(tmp_path, preset='tiny', patch=4, n=8, **QUIET)
+    with pytest.raises(ValueError, match='unet or dit'):
+        recipes.train_diffusion(tmp_path, preset='tiny', network='cnn', n=8, **QUIET)
 
 def test_classes_as_vectors():
     e = ClassVector(5, 12, names=list('abcde'))
@@ -219,7 +228,8 @@ def test_what_a_distilled_model_takes():
     fast = dict(steps=[1, 2, 4], guidance=3.)
     assert fast_arguments(fast, None, None, 'ddim', 0., None) == (4, 1., (consistency, {}))
     assert fast_arguments(fast, 1, None, 'consistency', 0., None)[0] == 1
-    for asked, says in (((50, None, 'ddim', 0., None), 'steps=50: .* for 1, 2 or 4 steps'), ((4, 3., 'ddim', 0., None), 'guidance of 3 built in'),
+    for asked, says in (((50, None, 'ddim', 0., None), 'steps=50: .* for 1, 2 or 4 steps'),
+                        ((4, 3., 'ddim', 0., None), 'guidance of 3 built in'),
                         ((4, None, 'heun', 0., None), "sampler='heun'"), ((4, None, 'ddim', .5, None), 'eta=0.5'),
                         ((4, None, 'ddim', 0., 'snow'), 'negative='), ((True, None, 'ddim', 0., None), 'steps=True')):
         with pytest.raises(ValueError, match=says): fast_arguments(fast, *asked)

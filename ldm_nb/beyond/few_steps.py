@@ -8,7 +8,6 @@ __all__ = ['consistency', 'ConsistencyLoss', 'teachable', 'fast_arguments']
 # %% ../../nbs/beyond/02_few_steps.ipynb #67fdb3b0
 from collections.abc import Callable, Iterator
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from ..core import LatentDiffusion
 from ..diffusion import Denoiser
@@ -31,7 +30,7 @@ def consistency(denoise: Denoise, z: Tensor, sigmas: Tensor | list[float], # see
 # %% ../../nbs/beyond/02_few_steps.ipynb #fd42257d
 class ConsistencyLoss:
     """How far two jumps are apart: from a noisy latent, and from where a guided step of the teacher takes it
-    (Song et al., 2023; with guidance built in, Luo et al., 2023). Raises `ValueError` for a teacher that cannot teach."""
+    (Song et al., 2023; with guidance built in, Luo et al., 2023). Raises `ValueError` for one that cannot teach."""
     def __init__(self, teacher: LatentDiffusion, # its weights stay as they are
                  guidance: float | None = None, # built into the student; None: the teacher's own
                  grid: int = 40, # steps of the teacher's sampler, 2 to 1000

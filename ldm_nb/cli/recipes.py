@@ -331,8 +331,10 @@ def make_path(path: str, shift: float # as in `train_diffusion`
 def about_path(network: str, patch: int, path: str, shift: float, prediction_type: str, logit_normal_share: float
     ) -> dict: # all as in `train_diffusion`; name -> value
     "The options that differ from what `ldm-train` does without them."
-    usual = dict(network='unet', patch=2, path='paper', shift=1., prediction_type=dict(paper='v', flow='flow')[path], logit_normal_share=.75)
-    given = dict(network=network, patch=patch, path=path, shift=shift, prediction_type=prediction_type, logit_normal_share=logit_normal_share)
+    usual = dict(network='unet', patch=2, path='paper', shift=1., prediction_type=dict(paper='v', flow='flow')[path],
+                 logit_normal_share=.75)
+    given = dict(network=network, patch=patch, path=path, shift=shift, prediction_type=prediction_type,
+                 logit_normal_share=logit_normal_share)
     return {k: v for k, v in given.items() if v != usual[k]}
 
 def about_run(ldm: LatentDiffusion, autoencoder: str, ae_hash: str # the first stage; of its weights

@@ -33,7 +33,8 @@ def sample_parser() -> Parser: # of ldm-sample
     p.add_argument('--model', type=a_name, default='postcards-text',
                    help='a shipped model by name, or a folder (default postcards-text)')
     p.add_argument('--out', type=a_path, default='grid.png', help='the image to write (default grid.png)')
-    for k, t, d, h in (('n', int, 4, 'images a prompt'), ('steps', int, None, 'sampling steps: 50, or those of a distilled model'),
+    for k, t, d, h in (('n', int, 4, 'images a prompt'),
+                       ('steps', int, None, 'sampling steps: 50, or those of a distilled model'),
                        ('guidance', float, None, 'guidance scale; 1 is without guidance'),
                        ('eta', float, 0., 'noise of ddim: 0 none, 1 as ddpm'),
                        ('seed', int, 0, 'another seed, other images'),

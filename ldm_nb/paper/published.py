@@ -99,11 +99,12 @@ CONDITIONERS = { # what makes it, and its arguments; sources as in `UNETS`, `con
 
 # %% ../../nbs/paper/05_published.ipynb #1af85c6f
 # the transformers that came after the paper (Peebles and Xie, 2023; SiT, Ma et al., 2024, has the same)
-DITS = {f'{family}-{size}/{patch}': dict(kind='dit', patch=patch, out_ch=8, dim=dim, depth=depth, heads=heads, vector_dim=dim)
-        for family in ('DiT', 'SiT') for patch in (2, 4, 8)
-        for size, dim, depth, heads in (('S', 384, 12, 6), ('B', 768, 12, 12), ('L', 1024, 24, 16), ('XL', 1152, 28, 16))}
+DITS = {f'{family}-{size}/{patch}': dict(kind='dit', patch=patch, out_ch=8, dim=dim, depth=depth, heads=heads,
+                                         vector_dim=dim) for family in ('DiT', 'SiT') for patch in (2, 4, 8)
+        for size, dim, depth, heads in (('S', 384, 12, 6), ('B', 768, 12, 12), ('L', 1024, 24, 16),
+                                        ('XL', 1152, 28, 16))}
 
-def paper_model(name: str, # a key of `FIRST_STAGES`, `UNETS` or `DITS`, or 'NAME/conditioner' for one of `CONDITIONERS` or `DITS`
+def paper_model(name: str, # a key of `FIRST_STAGES`, `UNETS` or `DITS`; 'NAME/conditioner' for what conditions it
                 device: str | torch.device = 'cpu' # 'meta': shapes without numbers
     ) -> nn.Module: # with random weights
     "A network of the paper (Tab. 8, 12-15, App. G), or a DiT. Raises `ValueError` for an unknown name."

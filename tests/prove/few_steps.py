@@ -36,11 +36,13 @@ def seconds(teacher, student, repeats: int = 15) -> dict: # of one picture, medi
             start = time.perf_counter(); way(s); took[k].append(time.perf_counter() - start)
     return {k: statistics.median(v[1:]) for k, v in took.items()} # the first warms up
 
-def progressive(teacher, iterations: int, batch: int = 24, seed: int = 0): # Salimans and Ho (2022), with guidance in the first round
-    "Halve the steps five times, from 32 to 1: a student for each count, which learns to take two steps of the last in one."
+def progressive(teacher, iterations: int, batch: int = 24, seed: int = 0):
+    # Salimans and Ho (2022), with guidance in the first round
+    "Halve the steps five times, from 32 to 1: each student learns to take two steps of the last in one."
     torch.manual_seed(seed)
     images = load_images('postcards', 64, 12000, 0, quiet=True)
-    moments = cached_latents(teacher.autoencoder, teacher.first_stage['hash'], images['image'], torch.device('cpu'), quiet=True)
+    moments = cached_latents(teacher.autoencoder, teacher.first_stage['hash'], images['image'],
+                             torch.device('cpu'), quiet=True)
     z0s = teacher.autoencoder.to_latent(moments.moments(torch.arange(12000))[0]).float()
     ids, sigma, students, before = teacher.embedder.prepare(images['caption']), teacher.schedule.sigma, {}, None
     jump = lambda net: Denoiser(net, teacher.schedule, teacher.prediction_type)
@@ -56,7 +58,8 @@ def progressive(teacher, iterations: int, batch: int = 24, seed: int = 0): # Sal
             z = z0s[i] + wide(s)*torch.randn_like(z0s[i])
             with torch.no_grad():
                 c = teacher.embedder(ids[i])
-                if before is None: guess = guide(teacher.denoise, c, teacher.embedder.null(batch, (16, 16)), Guidance(3.))
+                if before is None:
+                    guess = guide(teacher.denoise, c, teacher.embedder.null(batch, (16, 16)), Guidance(3.))
                 else: guess = lambda z, s: jump(before)(z, s, c)
                 z1 = guess(z, s); z1 = z1 + wide(mid/s)*(z - z1)
                 z2 = guess(z1, mid); z2 = z2 + wide(to/mid)*(z1 - z2)
@@ -64,7 +67,11 @@ def progressive(teacher, iterations: int, batch: int = 24, seed: int = 0): # Sal
                 aim = (z2 - r*z)/(1 - r)              # the z0_hat whose one step ends where the two did
             error = (jump(net)(z, s, c) - aim).square().mean((1, 2, 3))
             loss = (error*(1/s**2).clamp(1, 100).float()).mean() # the truncated weight of the paper, capped
-            opt.zero_grad(); loss.backward(); torch.nn.utils.clip_grad_norm_(net.parameters(), 1.); opt.step(); lr.step()
+            opt.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
+            opt.step()
+            lr.step()
             with torch.no_grad():
                 for a, b in zip(mean.parameters(), net.parameters()): a.lerp_(b, .02)
         before = students[count] = mean.requires_grad_(False).eval()

@@ -1,13 +1,14 @@
 """What does the path buy? The text model of the course's recipe (`ldm-train diffusion --preset laptop`), trained anew
 on the paper's path with eps and with v, and on the straight path with flow: the same network, data, batches and number
-of training steps. And with v and a transformer in place of the UNet, of as many operations a step. After a quarter, a half and all of them: how much of held-out captions is in the pictures, and FID.
-The curves of nbs/beyond/00_flow and 01_transformer.
+of training steps. And with v and a transformer in place of the UNet, of as many operations a step. After a quarter, a
+half and all of them: how much of held-out captions is in the pictures, and FID. The curves of nbs/beyond/00_flow and
+01_transformer.
 
-    python tests/prove/paths.py             all settings, three seeds, two at a time on one thread each (an hour)
+    python tests/prove/paths.py             all settings, three seeds, two at a time on one thread each (two hours)
     python tests/prove/paths.py --steps 8 --n 24 --out runs/tiny.json --work runs/tiny    in miniature
 
-Timesteps: eps uniformly, as in the paper; v and flow as the recipe draws them (logit_normal_share 0.75). A row that is
-in the file is not done again; a run that was stopped goes on from its checkpoint."""
+Timesteps: eps uniformly, as in the paper; the others as the recipe draws them (logit_normal_share 0.75). A row that is
+in the file is not done again."""
 import argparse, json, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -42,7 +43,8 @@ def run(name: str, seed: int, steps: int, n: int, work: Path, pictures: int) -> 
     torch.set_num_threads(1)
     keep_memory()
     reader, rows, clock = load_reader(), [], dict(judged=0., start=time.process_time())
-    real = embed(reader_features(reader), to_float(load_images('postcards', 64, 1000, 77, held_out=True)['image'])).features
+    real = embed(reader_features(reader),
+                 to_float(load_images('postcards', 64, 1000, 77, held_out=True)['image'])).features
     folder = work/f'{name}-{seed}'
     def watch(ldm, step):
         if step not in (steps//4, steps//2, steps): return {}
@@ -51,7 +53,8 @@ def run(name: str, seed: int, steps: int, n: int, work: Path, pictures: int) -> 
         clock['judged'] += time.process_time() - begin
         spent = time.process_time() - clock['start'] - clock['judged']
         rows.append(dict(step=step, minutes=spent/60, **found))
-        print(name, seed, step, f'{spent/60:.1f} min, {found["right"]["all"][0]:.3f}, FID {found["fid"][0]:.1f}', flush=True)
+        print(name, seed, step,
+              f'{spent/60:.1f} min, {found["right"]["all"][0]:.3f}, FID {found["fid"][0]:.1f}', flush=True)
         return dict(all=found['right']['all'][0])
     train_diffusion(folder, preset='laptop', seed=seed, steps=steps, n=pictures, save_every=steps//4, device='cpu',
                     precision='fp32', quiet=True, tracker=None, watch=watch, **SETTINGS[name])
