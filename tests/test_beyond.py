@@ -268,3 +268,14 @@ def test_distil(tmp_path): # in miniature: a copy of the teacher, of other weigh
     assert any(not torch.equal(a, b) for a, b in zip(again.net.parameters(), teacher.net.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(again.embedder.parameters(), teacher.embedder.parameters()))
     with pytest.raises(ValueError, match='distilled for'): again.sample(3, steps=50)
+
+def test_a_student_goes_on_where_it_stopped(tmp_path): # its target, too
+    how = dict(preset='tiny', n=40, steps=6, save_every=3, keep=9, **QUIET)
+    recipes.distil(tmp_path/'fast', 'postcards-class', **how)
+    last = sorted((tmp_path/'fast'/'checkpoints').glob('*6.pt'))
+    whole = LatentDiffusion.from_pretrained(tmp_path/'fast').net.state_dict()
+    for p in (*last, tmp_path/'fast'/'config.json', tmp_path/'fast'/'model.safetensors'): p.unlink()
+    again = recipes.distil(tmp_path/'fast', 'postcards-class', resume=True, **how).net.state_dict()
+    assert last and all(torch.equal(whole[k], v.half().float()) for k, v in again.items())
+    with pytest.raises(ValueError, match='grid: 40 then, 20 now'):
+        recipes.distil(tmp_path/'fast', 'postcards-class', grid=20, resume=True, **how)

@@ -22,7 +22,7 @@ from ..core import LatentDiffusion, model_config, shared_first_stage
 from ..datasets.images import to_float, to_uint8
 from ..datasets.sources import crops, load_images
 from ..beyond.dit import make_dit
-from ..beyond.few_steps import ConsistencyLoss
+from ..beyond.few_steps import ConsistencyLoss, FollowStudent
 from ..beyond.flow import StraightPath
 from ..diffusion import DiffusionLoss, Schedule, check_prediction_type, draw_t
 from ..engine.cache import LatentCache, cached_latents
@@ -408,6 +408,7 @@ def distil(out: str | Path, # folder for checkpoints, log, samples.png and the m
            data: str = 'postcards', # as in `load_images`; it must have what the teacher is conditioned on
            preset: str = 'laptop', # as in `resolve_config`
            guidance: float | None = None, grid: int = 40, # as in `ConsistencyLoss`
+           target_decay: float = .95, # of the target, as in `FollowStudent`; 0: the student itself is the target
            counts: tuple[int, ...] = (1, 2, 4), # steps that the student will be asked for
            resume: bool = False, device=None, precision=None, quiet: bool = False, # as in `train_reader`
            tracker: str | None = None, live: bool = False, # as in `train_reader`
@@ -415,8 +416,9 @@ def distil(out: str | Path, # folder for checkpoints, log, samples.png and the m
     ) -> LatentDiffusion | None:
     "Teach a copy of a model to draw in a few steps. None if it was stopped, and on all processes but the first."
     s = resolve_config('distil', preset, **override)
+    if not 0 <= target_decay < 1: raise ValueError(f'target_decay={target_decay}: expected 0 to below 1')
     ldm = LatentDiffusion.from_pretrained(teacher).requires_grad_(False)
-    loss = ConsistencyLoss(ldm, guidance, grid)
+    loss = ConsistencyLoss(ldm, guidance, grid=grid)
     own = weights_hash(find_pretrained(teacher))
     ae_hash = ldm.first_stage['hash'] if ldm.first_stage else own
     acc = make_accelerator(device, precision, out, tracker)
@@ -426,6 +428,7 @@ def distil(out: str | Path, # folder for checkpoints, log, samples.png and the m
         moments = cached_latents(ldm.autoencoder, ae_hash, images['image'], acc.device, quiet=quiet)
     count_images(len(moments), s)
     out = writable_folder(out)
+    if target_decay: loss.target = copy.deepcopy(ldm.net)
     net = make_fast(copy.deepcopy(ldm.net).requires_grad_(True), s, acc)
     fast = dict(steps=sorted(counts), guidance=loss.guidance)
     student = LatentDiffusion(ldm.autoencoder, net, ldm.embedder, ldm.schedule, ldm.prediction_type, ldm.size,
@@ -433,13 +436,15 @@ def distil(out: str | Path, # folder for checkpoints, log, samples.png and the m
     rows = training_rows(ldm.embedder, images, ldm.autoencoder)
     trainer = make_trainer(
         nn.ModuleDict(dict(net=net)), distil_loss(loss), distil_batch(moments, rows, s, grid), s, out, acc,
-        lambda model, trainer: show_few(with_parts(student, model), images, trainer, out), [], model_config(student),
-        teacher=own, grid=grid, guidance=loss.guidance, data=data)
+        lambda model, trainer: show_few(with_parts(student, model), images, trainer, out),
+        [FollowStudent(loss, target_decay)] if target_decay else [], model_config(student),
+        teacher=own, grid=grid, guidance=loss.guidance, target_decay=target_decay, data=data)
     if not run(trainer, resume, quiet, live): return None
     parts = averaged_model(trainer)
     if not acc.is_main_process: return None
     student = with_parts(student, parts)
-    command = to_command('distil', out, preset, override, data=data, teacher=teacher, guidance=guidance, grid=grid)
+    command = to_command('distil', out, preset, override, data=data, teacher=teacher, guidance=guidance, grid=grid,
+                         target_decay=None if target_decay == .95 else target_decay)
     student.save_pretrained(out, torch.float16, **card(trainer, command, data=data, teacher=teacher))
     return student
 

@@ -93,10 +93,13 @@ def add_stage_options(p: Parser):
     p.add_argument('--teacher', type=a_name, default='postcards-text',
                    help='distil: the model to learn from (default postcards-text)')
     p.add_argument('--guidance', type=float, help="distil: the weight that is built in (default: the teacher's)")
+    p.add_argument('--target-decay', type=float, default=.95,
+                   help='distil: how slowly the target follows the student; 0: they are one (default 0.95)')
     p.add_argument('--grid', type=int, default=40, help='distil: steps of the teacher (default 40)')
     p.add_argument('--network', choices=['unet', 'dit'], default='unet', help='diffusion: a UNet (default), or a '
                                                                               'transformer over patches')
-    p.add_argument('--patch', type=int, default=2, help='diffusion, --network dit: positions a side of a patch (default 2)')
+    p.add_argument('--patch', type=int, default=2,
+                   help='diffusion, --network dit: positions a side of a patch (default 2)')
     p.add_argument('--path', choices=['paper', 'flow'], default='paper',
                    help='diffusion: how data and noise mix: as in the paper (default), or flow, on a straight line')
     p.add_argument('--shift', type=float, default=1.,
@@ -111,10 +114,12 @@ def add_stage_options(p: Parser):
 def in_python(option: str) -> str: return option.replace('-', '_')
 
 STAGE_OPTIONS = dict( # those that not every stage has
-    data=('autoencoder', 'diffusion', 'distil'), teacher=('distil',), guidance=('distil',), grid=('distil',), init=('autoencoder', 'diffusion'), f=('autoencoder',),
+    data=('autoencoder', 'diffusion', 'distil'), teacher=('distil',), guidance=('distil',), grid=('distil',),
+    target_decay=('distil',), init=('autoencoder', 'diffusion'), f=('autoencoder',),
     regulariser=('autoencoder',),
     autoencoder=('diffusion',), tokenizer=('diffusion',), long_captions=('diffusion',), condition=('diffusion',),
-    network=('diffusion',), patch=('diffusion',), path=('diffusion',), shift=('diffusion',), prediction_type=('diffusion',), logit_normal_share=('diffusion',),
+    network=('diffusion',), patch=('diffusion',), path=('diffusion',), shift=('diffusion',),
+    prediction_type=('diffusion',), logit_normal_share=('diffusion',),
     checkpointing=('diffusion',),
     **{in_python(k): ('autoencoder',) for k, *_ in AUTOENCODER_OPTIONS})
 
@@ -132,9 +137,10 @@ def settings(a: argparse.Namespace) -> dict: # of `read_train`
     "The keyword arguments of a recipe, or of a dry run."
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
-                  distil=['data', 'teacher', 'guidance', 'grid'],
+                  distil=['data', 'teacher', 'guidance', 'grid', 'target_decay'],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],
-                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'network', 'patch', 'path', 'shift',
+                  diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'network',
+                             'patch', 'path', 'shift',
                              'prediction_type', 'logit_normal_share'])[a.stage]
     return {k: getattr(a, k) for k in words}
 
@@ -145,7 +151,8 @@ def main(argv: list[str] | None = None): # None: the command line
         if a.on and not a.dry_run: raise ValueError('--on is for --dry-run: it says what a run would take there')
         if a.dry_run and a.stage == 'distil': raise ValueError('--dry-run knows reader, autoencoder and diffusion')
         if a.dry_run: return dry_run(a.stage, a.out, on=a.on, **settings(a))
-        train = dict(reader=train_reader, autoencoder=train_autoencoder, diffusion=train_diffusion, distil=distil)[a.stage]
+        train = dict(reader=train_reader, autoencoder=train_autoencoder, diffusion=train_diffusion,
+                     distil=distil)[a.stage]
         tracker = None if a.tracker == 'none' else a.tracker
         if train(a.out, resume=a.resume, quiet=a.quiet, tracker=tracker, **settings(a)) and is_first():
             print(f'wrote {a.out}/config.json and model.safetensors')

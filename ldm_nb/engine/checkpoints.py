@@ -72,7 +72,7 @@ BEFORE = dict(path='paper', shift=1.) # settings that older checkpoints lack, an
 KNOWN_SETTINGS = set("""
     lr lr_schedule betas weight_decay clip ema seed precision steps batch_size model n data init crop autoencoder
     condition
-    path shift teacher grid guidance
+    path shift teacher grid guidance target_decay
     prediction_type logit_normal_share pixel_loss kl_weight beta beta_on restarts perceptual perceptual_weight
     adversary_start adversary_warmup adversary_weight""".split()) # of the trainings of this course
 
