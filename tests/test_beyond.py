@@ -1,6 +1,7 @@
 """What came after the paper: straight paths, transformers, few steps."""
 import json
 import shutil
+from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, LCMScheduler
@@ -11,6 +12,8 @@ from ldm_nb.cli import recipes
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.diffusion import Denoiser, Schedule
 from ldm_nb.embedders import ClassEmbedder
+from ldm_nb.engine.checkpoints import differences
+from ldm_nb.guidance import guide
 from ldm_nb.oracle import Mixture
 from ldm_nb.pretrained import paper_model
 from ldm_nb.samplers import SAMPLERS, ddim, sampling_sigmas
@@ -82,6 +85,10 @@ def test_a_run_goes_on_with_its_own_path_alone(trained):
             recipes.train_diffusion(trained, preset='tiny', network='dit', n=40, resume=True, **other, **QUIET)
     with pytest.raises(ValueError, match='path=.bent'): recipes.train_diffusion(trained, path='bent', **QUIET)
     with pytest.raises(ValueError, match='shift=2'): recipes.train_diffusion(trained, shift=2., **QUIET)
+
+def test_a_checkpoint_without_a_path_is_of_the_paper():
+    assert differences(dict(lr=1.), dict(lr=1., path='paper', shift=1.)) == []
+    assert differences(dict(lr=1.), dict(lr=1., path='flow', shift=1.)) == ['path: paper then, flow now']
 
 def test_a_config_of_another_path(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path/'model')
@@ -234,18 +241,39 @@ def test_what_a_distilled_model_takes():
                         ((4, None, 'ddim', 0., 'snow'), 'negative='), ((True, None, 'ddim', 0., None), 'steps=True')):
         with pytest.raises(ValueError, match=says): fast_arguments(fast, *asked)
 
-def test_no_loss_where_jumps_agree(): # the exact denoiser of one point jumps there from everywhere
+def test_the_step_of_the_teacher_is_a_guided_step_of_ddim():
     teacher = LatentDiffusion.from_pretrained('postcards-text')
-    point = torch.randn(1, 4, 16, 16)
-    def net(z, t, c): # of v, from z0_hat = point
-        a = teacher.schedule.abar[t.round().long()].float().view(-1, 1, 1, 1)
-        sigma = ((1 - a)/a).sqrt()
-        return (z - a.sqrt()*point)/(1 - a).sqrt()*a.sqrt() - (1 - a).sqrt()*point if sigma.min() > 0 else z
-    loss = ConsistencyLoss(teacher, 1., grid=8)
-    loss.step = lambda z, s, to, c: point + (to/s).float()[:, None, None, None]*(z - point)
-    ids = teacher.embedder.prepare(['a house']*8)
-    found = loss(net, point.expand(8, -1, -1, -1), teacher.embedder(ids), torch.arange(8), torch.randn(8, 4, 16, 16))
-    assert found.shape == (8,) and found.max() < 1e-3
+    c, g = teacher.embedder(teacher.embedder.prepare(['a red house', 'night'])), torch.Generator().manual_seed(0)
+    loss, z = ConsistencyLoss(teacher, 3., grid=10), torch.randn(2, 4, 16, 16, generator=g)
+    s, to = loss.sigmas[[0, 6]], loss.sigmas[[1, 7]]
+    z = z*(1 + s.float().view(-1, 1, 1, 1)**2)**.5
+    with torch.no_grad(): found = loss.step(z, s, to, c)
+    for k in range(2):
+        one = Cond(*(None if slot is None else slot[k:k + 1] for slot in c))
+        denoise = guide(teacher.denoise, one, teacher.embedder.null(1), 3.)
+        want, _ = next(ddim(denoise, z[k:k + 1], [s[k].item(), to[k].item()]))
+        near(found[k], want[0], 1e-3)
+
+def gaussian(v=.7): # a teacher that is exactly right for data of variance v, and where its paths begin and end
+    return SimpleNamespace(schedule=Schedule(), prediction_type='x0', fast=None, embedder=SimpleNamespace(
+        guidance=1., null=lambda n, hw: None),
+                           denoise=lambda z, s, c: z*(v/(v + torch.as_tensor(s)**2).view(-1, 1, 1, 1)).float())
+
+@pytest.mark.parametrize('wrong', [False, True])
+def test_no_loss_for_a_student_that_knows_where_paths_end(monkeypatch, wrong):
+    v, teacher = .7, gaussian()
+    monkeypatch.setattr('ldm_nb.beyond.few_steps.guide', lambda denoise, c, null, w: lambda z, s: denoise(z, s, c))
+    def net(z_t, t, c): # z shrinks along a path as sqrt(v + sigma^2) does
+        s = teacher.schedule.t_to_sigma(t).view(-1, 1, 1, 1)
+        # wrong: the mean, as the teacher says it
+        return (z_t*(1 + s**2)**.5*(v/(v + s**2))**(1. if wrong else .5)).float()
+    loss, g = ConsistencyLoss(teacher, grid=500, delta=1e-6), torch.Generator().manual_seed(0)
+    k, c = torch.arange(0, 499, 20), Cond(vector=torch.zeros(25, 1))
+    z0, eps = v**.5*torch.randn(25, 4, 8, 8, generator=g), torch.randn(25, 4, 8, 8, generator=g)
+    found = loss(net, z0, c, k, eps)
+    assert found.shape == (25,) and (found.max() > 1e-3 if wrong else found.max() < 1e-4)
+    loss.target = lambda z_t, t, c: net(z_t, t, c)*1.2 # another aim
+    assert loss(net, z0, c, k, eps).min() > 1e-3
 
 def test_who_cannot_teach():
     with pytest.raises(ValueError, match='unconditional'): ConsistencyLoss(LatentDiffusion.from_pretrained('postcards'))
