@@ -162,9 +162,10 @@ def make_dit(embedder: nn.Module | None, # as for `make_unet`
     return DiT(**given | sizes)
 
 # %% ../../nbs/beyond/01_transformer.ipynb #dbb6c32a
+# layer of the published code -> ours
 OURS = {'x_embedder.proj': 'embed', 't_embedder.mlp.0': 'time1', 't_embedder.mlp.2': 'time2', 'attn.qkv': 'qkv',
-        'attn.proj': 'proj', 'mlp.fc1': 'fc1', 'mlp.fc2': 'fc2', 'adaLN_modulation.1': 'modulation', 'final_layer.linear': 'out',
-        'final_layer.adaLN_modulation.1': 'modulation'} # layer of the published code -> ours
+        'attn.proj': 'proj', 'mlp.fc1': 'fc1', 'mlp.fc2': 'fc2', 'adaLN_modulation.1': 'modulation',
+        'final_layer.linear': 'out', 'final_layer.adaLN_modulation.1': 'modulation'}
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16} # width -> heads of the published sizes, which a checkpoint does not say
 
 def load_dit(path: str | Path, # a published checkpoint, e.g. DiT-XL-2-256x256.pt

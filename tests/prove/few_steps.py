@@ -27,13 +27,15 @@ def measured(ldm, n: int, **how) -> dict:
     out = {k: [rows[k].value, rows[k].low, rows[k].high] for k in KEPT if k in rows}
     return out | dict(n=n, minutes=(time.process_time() - start)/60)
 
-def seconds(teacher, student, repeats: int = 15) -> dict: # of one picture, medians of runs in turn
-    ways = {'teacher 50': lambda s: teacher.sample('a red house at night', steps=50, guidance=3., seed=s)}
-    ways |= {f'student {k}': lambda s, k=k: student.sample('a red house at night', steps=k, seed=s) for k in (1, 2, 4)}
+def seconds(teacher, student, n: int, repeats: int) -> dict: # of one picture of n in a call, medians of runs in turn
+    ways = {'teacher 50': lambda s: teacher.sample('a red house at night', n=n, steps=50, guidance=3., seed=s)}
+    ways |= {f'student {k}': lambda s, k=k: student.sample('a red house at night', n=n, steps=k, seed=s) for k in (1, 2, 4)}
     took = {k: [] for k in ways}
     for s in range(repeats + 1):
         for k, way in ways.items():
-            start = time.perf_counter(); way(s); took[k].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            way(s)
+            took[k].append((time.perf_counter() - start)/n)
     return {k: statistics.median(v[1:]) for k, v in took.items()} # the first warms up
 
 def progressive(teacher, iterations: int, batch: int = 24, seed: int = 0):
@@ -96,7 +98,7 @@ def main():
         print(name, json.dumps(found[name]), flush=True)
         with atomic_path(a.out) as f: f.write_text(json.dumps(found, indent=1) + '\n')
     for k in student.fast['steps'][::-1]: keep(f'student {k}', lambda: measured(student, a.n, steps=k))
-    keep('seconds', lambda: seconds(teacher, student))
+    keep('seconds', lambda: {str(n): seconds(teacher, student, n, 15 if n == 1 else 3) for n in (1, 16)})
     for k in (4, 2, 1): keep(f'teacher {k}', lambda: measured(teacher, a.n, steps=k, guidance=3.))
     keep('teacher 50', lambda: measured(teacher, a.n, steps=50, guidance=3.))
     if a.progressive and 'progressive 1' not in found:
