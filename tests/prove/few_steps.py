@@ -29,7 +29,8 @@ def measured(ldm, n: int, **how) -> dict:
 
 def seconds(teacher, student, n: int, repeats: int) -> dict: # of one picture of n in a call, medians of runs in turn
     ways = {'teacher 50': lambda s: teacher.sample('a red house at night', n=n, steps=50, guidance=3., seed=s)}
-    ways |= {f'student {k}': lambda s, k=k: student.sample('a red house at night', n=n, steps=k, seed=s) for k in (1, 2, 4)}
+    ways |= {f'student {k}': lambda s, k=k: student.sample('a red house at night', n=n, steps=k, seed=s)
+             for k in (1, 2, 4)}
     took = {k: [] for k in ways}
     for s in range(repeats + 1):
         for k, way in ways.items():
