@@ -80,7 +80,8 @@ def check_floats(name: str, v, wanted: str) -> Tensor: # float32, on the CPU, an
     "Pass an array or a tensor of finite floating-point numbers through. Raises `ValueError`."
     if isinstance(v, np.ndarray) and v.dtype.kind == 'f': # of any byte order, and backwards
         v = torch.from_numpy(v.astype('f4', order='C'))
-    if not is_plain(v) or not v.is_floating_point(): raise ValueError(f'{name} {shown(v)}: {wanted}')
+    if not is_plain(v) or not v.is_floating_point():
+        raise ValueError(f'{name} {shown(v)}: {wanted}')
     x = v.detach().to('cpu', torch.float32)
     if not x.isfinite().all(): raise ValueError(f'{name} {shown(v)}: it holds NaN or infinity')
     return x
@@ -226,8 +227,8 @@ def check_memory(ldm, request: Request, n: int, decode: bool = True) -> None: # 
 
 # %% ../nbs/story/15_text_to_image.ipynb #c29dea9a
 def resolve_request(ldm, # a `LatentDiffusion`
-                    y=None, n=1, steps=None, guidance=None, sampler='ddim', eta=0., seed=0, size=None,
-                    latents=None, image=None, mask=None, negative=None, init=None, strength=1.,
+                    y=None, n=1, steps=None, guidance=None, sampler='ddim', eta=0., seed=0,
+                    size=None, latents=None, image=None, mask=None, negative=None, init=None, strength=1.,
                     spacing=None # all as `LatentDiffusion.sample` takes them
     ) -> Request:
     "All that can be checked before the first step. Raises `ValueError` or `MemoryError`."
