@@ -228,12 +228,11 @@ def check_memory(ldm, request: Request, n: int, decode: bool = True) -> None: # 
 # %% ../nbs/story/15_text_to_image.ipynb #c29dea9a
 def resolve_request(ldm, # a `LatentDiffusion`
                     y=None, n=1, steps=None, guidance=None, sampler='ddim', eta=0., seed=0,
-                    size=None, latents=None, image=None, mask=None, negative=None, init=None, strength=1.,
-                    spacing=None # all as `LatentDiffusion.sample` takes them
+                    size=None, latents=None, image=None, mask=None, negative=None, init=None,
+                    strength=1., spacing=None # all as `LatentDiffusion.sample` takes them
     ) -> Request:
     "All that can be checked before the first step. Raises `ValueError` or `MemoryError`."
-    n = check_int('n', n, 1, 10**9)
-    seed = check_int('seed', seed, 0)
+    n, seed = check_int('n', n, 1, 10**9), check_int('seed', seed, 0)
     if ldm.fast: # a distilled model, beyond/02
         steps, guidance, sampler = fast_arguments(ldm.fast, steps, guidance, sampler, eta, negative)
     else: sampler = resolve_sampler(sampler, eta)
