@@ -219,10 +219,11 @@ def build_model(folder: Path, # named in errors
             raise ValueError(f'{folder}/config.json: {k} is {made} of the embedder and {taken} '
                              'of the network: they are not of one model')
     with describing(folder):
-        check_sizes([config[k] for k in ('size', 'schedule', 'sampling', 'fast') if k in config])
+        check_sizes([config.get(k) for k in ('size', 'schedule', 'sampling', 'fast')])
         ldm = LatentDiffusion(ae, net, embedder, build_schedule(config['schedule']),
                               config['prediction_type'], check_int('size', config['size'], 1),
-                              None if own else first_stage, config.get('sampling'), config.get('fast'))
+                              None if own else first_stage, config.get('sampling'),
+                              config.get('fast'))
         sampling_sigmas(ldm.schedule.sigma, 2, **ldm.sampling) # raises for what it cannot use
     return ldm
 
