@@ -767,6 +767,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                                                                       'ldm_nb/engine/distributed.py'),
                                            'ldm_nb.engine.distributed.gathered': ( 'engine/distributed.html#gathered',
                                                                                    'ldm_nb/engine/distributed.py'),
+                                           'ldm_nb.engine.distributed.leave_group': ( 'engine/distributed.html#leave_group',
+                                                                                      'ldm_nb/engine/distributed.py'),
                                            'ldm_nb.engine.distributed.make_accelerator': ( 'engine/distributed.html#make_accelerator',
                                                                                            'ldm_nb/engine/distributed.py'),
                                            'ldm_nb.engine.distributed.precision_of': ( 'engine/distributed.html#precision_of',
