@@ -122,7 +122,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                     'ldm_nb.cli.recipes.diffusion_batch': ('cli/recipes.html#diffusion_batch', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.diffusion_loss': ('cli/recipes.html#diffusion_loss', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.distil': ('cli/recipes.html#distil', 'ldm_nb/cli/recipes.py'),
-                                    'ldm_nb.cli.recipes.distil_batch': ('cli/recipes.html#distil_batch', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.distil_loss': ('cli/recipes.html#distil_loss', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.first_stage': ('cli/recipes.html#first_stage', 'ldm_nb/cli/recipes.py'),
                                     'ldm_nb.cli.recipes.first_stage_loss': ('cli/recipes.html#first_stage_loss', 'ldm_nb/cli/recipes.py'),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from .autoencoder import Autoencoder, load_autoencoder
 from .diffusion import Denoiser, Schedule
-from ldm_nb.engine.build import (
-    build_embedder, build_network, build_schedule, construct, embedder_config, names_model,
-    nearest_name)
+from .engine.build import (
+    build_embedder, build_network, build_schedule, construct,
+    embedder_config, names_model, nearest_name)
 from .engine.files import (
     build_fitting, check_sizes, data_folders, describing, find_first_stage, find_pretrained,
     open_model, save_model, weights_hash)

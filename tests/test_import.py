@@ -1,7 +1,10 @@
 "`import ldm_nb.core` does nothing: no file read or written, no folder made, no socket opened, nothing heavy imported."
+import re
 import sys
 import textwrap
+from pathlib import Path
 
+import ldm_nb
 from conftest import run
 
 # runs in a process of its own: notes what Python's audit hook says while a statement runs, then prints
@@ -72,3 +75,7 @@ def test_every_module_imports(root, tmp_path): # recipes too, and none needs the
     bad = watched(root, tmp_path, 'import ' + ', '.join(names))
     assert not [b for b in bad
                 if b.split()[1] in ('fastcore', 'nbdev', 'diffusers', 'ipywidgets') or b.split()[0] != 'imports'], bad
+
+def test_modules_import_each_other_by_relative_names(): # a copy of the package under another name is then whole
+    for p in Path(ldm_nb.__file__).parent.rglob('*.py'):
+        assert not re.search(r'^from ldm_nb\b', p.read_text(), re.M), f'{p}: an import that the export left absolute'

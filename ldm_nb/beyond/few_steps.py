@@ -61,9 +61,8 @@ class ConsistencyLoss:
         z = z0 + s.to(z0)[:, None, None, None]*eps
         with torch.no_grad():
             after = self.step(z, s, to, c)
-            low = self.sigmas[-2].item()                # where the last step ends, there is no noise to jump from
-            landed = there(after, to.clamp(min=low*1e-3), c)
-            aim = torch.where((to > 0).to(z.device)[:, None, None, None], landed, after)
+            landed = there(after, to.clamp(min=self.sigmas[-2].item()), c)
+            aim = torch.where((to > 0).to(z.device)[:, None, None, None], landed, after) # no noise left: it is there
         far = (jump(z, s, c).float() - aim).square().flatten(1).sum(1)
         return ((far + self.delta**2).sqrt() - self.delta)/z0[0].numel()**.5
 

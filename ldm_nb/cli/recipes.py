@@ -7,8 +7,7 @@ __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'cou
            'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
            'show_reconstructions', 'show_tracker', 'train_diffusion', 'make_network', 'make_path', 'about_path',
            'about_run', 'own_vocabulary', 'kept_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts',
-           'trained_parts', 'distil', 'distil_batch', 'distil_loss', 'show_few', 'show_samples', 'loss_by_t',
-           'plot_loss']
+           'trained_parts', 'distil', 'distil_loss', 'show_few', 'show_samples', 'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
@@ -287,7 +286,8 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     ldm = LatentDiffusion(ae, net, embedder, schedule, prediction_type, s['size'], shared_first_stage(autoencoder))
     if init: start_from(trained_parts(ldm), init)
     if {'inpaint', 'x4'} & set(condition.split('+')): s['workers'] = 0 # made on the device, which workers cannot use
-    batch = diffusion_batch(moments, training_rows(embedder, images, ae), s, logit_normal_share)
+    batch = diffusion_batch(moments, training_rows(embedder, images, ae), s,
+                            lambda n, g: draw_t(n, 1000, g, logit_normal_share))
     loss = diffusion_loss(ldm)
     see = watch or show_samples(images, loss, batch, out)
     trainer = make_trainer(
@@ -366,7 +366,7 @@ def kept_vocabulary(out: str | Path | None, captions: list[str] # folder of a ru
 
 def diffusion_batch(moments: LatentCache, rows_of, # of `training_rows`
                     s: dict, # as `resolve_config` gives it
-                    logit_normal_share: float # as in `draw_t`
+                    draw # (n, generator) -> (n,) timesteps, or steps of a grid
     ): # (step, slice) -> unscaled latents b z h w, timesteps b, unit noise b z h w, what the embedder takes
     "The batch of a training step with its latents, timesteps and noise; only conditions are dropped later."
     def batch(step, rows):
@@ -374,8 +374,7 @@ def diffusion_batch(moments: LatentCache, rows_of, # of `training_rows`
         rng = SampleRNG(generator(s['seed'], 8, step), s['batch_size'], rows)
         mean, std = moments.moments(i)
         raw = mean + std*rng(mean.shape)
-        t = rng.each(lambda n, g: draw_t(n, 1000, g, logit_normal_share))
-        return raw, t, rng(mean.shape), rows_of(i, rng)
+        return raw, rng.each(draw), rng(mean.shape), rows_of(i, rng)
     return batch
 
 def diffusion_loss(ldm: LatentDiffusion):
@@ -433,9 +432,10 @@ def distil(out: str | Path, # folder for checkpoints, log, samples.png and the m
     fast = dict(steps=sorted(counts), guidance=loss.guidance)
     student = LatentDiffusion(ldm.autoencoder, net, ldm.embedder, ldm.schedule, ldm.prediction_type, ldm.size,
                               ldm.first_stage, dict(final_sigma=0., spacing='trailing'), fast)
-    rows = training_rows(ldm.embedder, images, ldm.autoencoder)
+    batch = diffusion_batch(moments, training_rows(ldm.embedder, images, ldm.autoencoder), s,
+                            lambda n, g: torch.randint(grid, (n,), generator=g))
     trainer = make_trainer(
-        nn.ModuleDict(dict(net=net)), distil_loss(loss), distil_batch(moments, rows, s, grid), s, out, acc,
+        nn.ModuleDict(dict(net=net)), distil_loss(loss), batch, s, out, acc,
         lambda model, trainer: show_few(with_parts(student, model), images, trainer, out),
         [FollowStudent(loss, target_decay)] if target_decay else [], model_config(student),
         teacher=own, grid=grid, guidance=loss.guidance, target_decay=target_decay, data=data)
@@ -448,19 +448,7 @@ def distil(out: str | Path, # folder for checkpoints, log, samples.png and the m
     student.save_pretrained(out, torch.float16, **card(trainer, command, data=data, teacher=teacher))
     return student
 
-def distil_batch(moments: LatentCache, rows_of, s: dict, grid: int # as in `diffusion_batch`; of `ConsistencyLoss`
-    ): # (step, slice) -> unscaled latents b z h w, steps of the grid b, unit noise b z h w, what the embedder takes
-    "The batch of a training step of a student."
-    def batch(step, rows):
-        i = batch_indices(len(moments), s['batch_size'], s['seed'], step)[rows]
-        rng = SampleRNG(generator(s['seed'], 8, step), s['batch_size'], rows)
-        mean, std = moments.moments(i)
-        raw = mean + std*rng(mean.shape)
-        k = rng.each(lambda n, g: torch.randint(grid, (n,), generator=g))
-        return raw, k, rng(mean.shape), rows_of(i, rng)
-    return batch
-
-def distil_loss(objective: ConsistencyLoss): # (the student in a `ModuleDict`, a batch of `distil_batch`, rng) -> scalar
+def distil_loss(objective: ConsistencyLoss): # (dict(net=the student), a `diffusion_batch`, rng) -> scalar
     "The loss of beyond/02 in the form that `Trainer` takes."
     def loss(model, batch, rng):
         raw, k, eps, y = batch

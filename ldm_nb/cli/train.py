@@ -58,7 +58,7 @@ def train_parser() -> Parser: # of ldm-train
     p.add_argument('stage', choices=list(PRESETS), help='what to train; the reader always learns from postcards')
     p.add_argument('--data', type=a_name, default='postcards',
                    help="'postcards', 'photos', a folder of images, or torchvision:NAME (default postcards)")
-    p.add_argument('--preset', default='laptop', help='tiny, laptop, gpu, or (not for the reader) speedrun, paper, '
+    p.add_argument('--preset', default='laptop', help='tiny, laptop, gpu, or (not for reader, distil) speedrun, paper, '
                                                       'or (diffusion) small (default laptop)')
     p.add_argument('--out', type=a_path, required=True,
                    help='folder for checkpoints/, then config.json and model.safetensors')
