@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder, load_autoencoder
 from .diffusion import Denoiser, Schedule
 from .engine.build import (
-    build_embedder, build_network, build_schedule, construct,
-    embedder_config, names_model, nearest_name)
+    build_decoder, build_embedder, build_network, build_schedule, construct,
+    embedder_config, names_model, nearest_name, with_decoder)
 from .engine.files import (
     build_fitting, check_sizes, data_folders, describing, find_first_stage, find_pretrained,
     open_model, save_model, weights_hash)
@@ -112,12 +112,12 @@ class LatentDiffusion(nn.Module):
         ) -> Iterator:
         "As `stream`, for some images of a request. Between two steps the model is as it was."
         items = request.items(items)
-        with evaluating(self):
+        parts = list(self.modules())
+        with evaluating(*parts, deep=False):
             noise = ItemNoise(request.seed, items)
             z = self.start(request, items, noise) # b z h w
             denoise = self.guided(request, slice(items.start, items.stop))
         steps = request.sampler(denoise, z, request.sigmas, noise=noise, **request.sampler_args)
-        parts = list(self.modules())
         def taken():
             for s in request.sigmas[1:].tolist(): # samplers see z0 + s*noise; the paper's z_t:
                 with evaluating(*parts, deep=False): z, z0_hat = next(steps)
@@ -186,12 +186,16 @@ def model_config(ldm: LatentDiffusion) -> dict: # ready for JSON
                   embedder=embedder_config(ldm.embedder),
                   autoencoder=ldm.first_stage or ldm.autoencoder.config)
     if ldm.sampling != dict(final_sigma=0.): config['sampling'] = ldm.sampling
+    own = getattr(ldm.autoencoder.decoder, 'config', None) # of a decoder that replaces the usual
+    if own: config['decoder'] = own
     return config | dict(fast=ldm.fast) if ldm.fast else config
 
 def own_tensors(ldm: LatentDiffusion) -> dict[str, Tensor]:
     "The weights of a model by name; those of a shipped first stage are not saved again."
     parts = dict(net=ldm.net, embedder=ldm.embedder, autoencoder=ldm.autoencoder)
     if ldm.first_stage: del parts['autoencoder']
+    if ldm.first_stage and hasattr(ldm.autoencoder.decoder, 'config'):
+        parts['decoder'] = ldm.autoencoder.decoder
     return {f'{p}.{k}': v for p, m in parts.items() if m for k, v in m.state_dict().items()}
 
 # %% ../nbs/story/14_one_object.ipynb #b4f604f3
@@ -202,15 +206,18 @@ def build_model(folder: Path, # named in errors
     for k in ('autoencoder', 'net', 'embedder', 'schedule', 'prediction_type', 'size'):
         if k not in config:
             raise ValueError(f'{folder}/config.json has no {k!r}{nearest_name(k, config)}')
-    parts = ('net', 'embedder', 'autoencoder')
+    parts = ('net', 'embedder', 'autoencoder', 'decoder')
     odd = [k for k in tensors if k.partition('.')[0] not in parts]
     if odd: raise ValueError(f'{folder}: {odd[0]!r} has no place in a latent diffusion model')
     fit = lambda make, k, **how: build_fitting(make, config[k], tensors, folder, f'{k}.', **how)
     first_stage = config['autoencoder'] # of this model, or dict(name=, hash=)
     shared = isinstance(first_stage, dict) and 'name' in first_stage
     own = not shared or Path(str(first_stage['name'])).is_absolute()
+    small = config.get('decoder') # in the place of the first stage's own
+    make = with_decoder(partial(construct, Autoencoder), small)
     if shared: ae = shared_autoencoder(folder, first_stage)
-    else: ae = fit(partial(construct, Autoencoder), 'autoencoder')
+    else: ae = fit(make, 'autoencoder')
+    if shared and small: ae.decoder = fit(build_decoder, 'decoder')
     net = fit(build_network, 'net')
     embedder = fit(build_embedder, 'embedder', whole=names_model(config['embedder']))
     for k in ('context_dim', 'vector_dim'): # what one makes, the other takes
@@ -219,7 +226,7 @@ def build_model(folder: Path, # named in errors
             raise ValueError(f'{folder}/config.json: {k} is {made} of the embedder and {taken} '
                              'of the network: they are not of one model')
     with describing(folder):
-        check_sizes([config.get(k) for k in ('size', 'schedule', 'sampling', 'fast')])
+        check_sizes([config.get(k) for k in ('size', 'schedule', 'sampling', 'fast', 'decoder')])
         ldm = LatentDiffusion(ae, net, embedder, build_schedule(config['schedule']),
                               config['prediction_type'], check_int('size', config['size'], 1),
                               None if own else first_stage, config.get('sampling'),

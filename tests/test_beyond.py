@@ -1,23 +1,29 @@
-"""What came after the paper: straight paths, transformers, few steps."""
+"""What came after the paper: straight paths, transformers, few steps, better latents, guidance, alignment."""
 import json
 import shutil
 from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from ldm_nb.autoencoder import Autoencoder, load_autoencoder
+from ldm_nb.beyond.alignment import Alignment, middle_features, middle_width, teacher_features
+from ldm_nb.beyond.autoguidance import autoguide
 from ldm_nb.beyond.dit import OURS, ClassVector, DiT, load_dit, make_dit, position_embedding
-from ldm_nb.beyond.few_steps import ConsistencyLoss, consistency, fast_arguments
+from ldm_nb.beyond.few_steps import ConsistencyLoss, TinyDecoder, consistency, fast_arguments
 from ldm_nb.beyond.flow import StraightPath
+from ldm_nb.beyond.latents import ScaleEquivariantLoss, spectrum
 from ldm_nb.cli import recipes
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.diffusion import Denoiser, Schedule
 from ldm_nb.embedders import ClassEmbedder
 from ldm_nb.engine.checkpoints import differences
-from ldm_nb.guidance import guide
+from ldm_nb.guidance import Guidance, guide
+from ldm_nb.losses import FirstStageLoss
+from ldm_nb.metrics.reader import load_reader
 from ldm_nb.oracle import Mixture
-from ldm_nb.pretrained import paper_model
+from ldm_nb.pretrained import paper_model, save_diffusers
 from ldm_nb.samplers import SAMPLERS, ddim, sampling_sigmas
-from ldm_nb.unet import Cond
+from ldm_nb.unet import Cond, UNet
 
 QUIET = dict(quiet=True, device='cpu', precision='fp32')
 MIXTURE = Mixture(torch.tensor([[2., 0.], [-1., 1.5], [-1., -1.5]], dtype=torch.float64), [.3, .5, .2], [.5, .3, .2])
@@ -307,3 +313,166 @@ def test_a_student_goes_on_where_it_stopped(tmp_path): # its target, too
     assert last and all(torch.equal(whole[k], v.half().float()) for k, v in again.items())
     with pytest.raises(ValueError, match='grid: 40 then, 20 now'):
         recipes.distil(tmp_path/'fast', 'postcards-class', grid=20, resume=True, **how)
+
+def test_a_tiny_decoder_is_saved_with_its_model(tmp_path):
+    how = dict(preset='tiny', n=40, steps=6, save_every=3, **QUIET)
+    recipes.distil(tmp_path/'fast', 'postcards-class', **how)
+    ldm = recipes.distil_decoder(tmp_path/'small', str(tmp_path/'fast'), **how)
+    assert ldm.autoencoder.decoder.config == dict(kind='tiny', widths=[64, 32], z_ch=4)
+    again = LatentDiffusion.from_pretrained(tmp_path/'small')
+    assert again.fast == dict(steps=[1, 2, 4], guidance=3.) # all else is the teacher's
+    near(again.sample(3, steps=1), ldm.sample(3, steps=1), .05) # float16
+    large = LatentDiffusion.from_pretrained(tmp_path/'fast')
+    z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert (again.decode(z) - large.decode(z)).abs().max() > .05
+    assert torch.equal(again.autoencoder.encode(large.decode(z)), large.autoencoder.encode(large.decode(z)))
+    assert all(torch.equal(a, b) for a, b in zip(again.net.parameters(), large.net.parameters()))
+    with pytest.raises(ValueError, match='small decoder in the place'): save_diffusers(again.autoencoder, tmp_path/'no')
+    with pytest.raises(ValueError, match='small decoder already'):
+        recipes.distil_decoder(tmp_path/'twice', str(tmp_path/'small'), **how)
+
+def test_a_tiny_decoder_beside_a_first_stage_of_its_own(tmp_path):
+    ae = Autoencoder(ch=16, groups=8, ch_mult=(1, 1, 2), num_res_blocks=1)
+    ae.decoder = TinyDecoder((8, 8))
+    ldm = LatentDiffusion(ae, UNet(ch=16, groups=8), size=16)
+    ldm.save_pretrained(tmp_path/'own')
+    assert torch.equal(LatentDiffusion.from_pretrained(tmp_path/'own').sample(steps=2), ldm.eval().sample(steps=2))
+    config = json.loads((tmp_path/'own'/'config.json').read_text())
+    for other, says in ((dict(kind='tiney', widths=[8, 8], z_ch=4), "did you mean 'tiny'"),
+                        (dict(kind='tiny', widths=[8], z_ch=4), 'expected two'), (None, 'expected shape')):
+        (tmp_path/'own'/'config.json').write_text(json.dumps(config | dict(decoder=other)))
+        with pytest.raises(ValueError, match=says): LatentDiffusion.from_pretrained(tmp_path/'own')
+
+def test_a_tiny_decoder_learns_the_large_one():
+    ae, g = load_autoencoder('ae-kl-f4'), torch.Generator().manual_seed(0)
+    raw = ae.latent_shift + torch.randn(4, 4, 16, 16, generator=g)/ae.latent_scale
+    batch = raw, torch.zeros(4), torch.zeros(1), None
+    loss, small = recipes.decoder_loss(ae, ae.decoder), TinyDecoder()
+    assert loss(ae.decoder, batch, None) == 0
+    opt = torch.optim.Adam(small.parameters(), 2e-3)
+    first = loss(small, batch, None).item()
+    for _ in range(40): opt.zero_grad(); loss(small, batch, None).backward(); opt.step()
+    assert loss(small, batch, None) < .4*first
+
+
+# ---- better latents ----
+
+def test_the_spectrum_of_what_is_known():
+    near(spectrum(torch.randn(64, 4, 32, 32, generator=torch.Generator().manual_seed(0))), torch.ones(17), .15)
+    x = torch.arange(32.)*2*torch.pi/32
+    for k in (0, 1, 5, 16): # one wave lies in one ring
+        s = spectrum((k*x).cos().expand(1, 1, 32, 32))
+        assert s.argmax() == k and s.sum() - s[k] < 1e-10
+    step = torch.zeros(1, 1, 32, 32); step[..., 16:] = 1 # mostly coarse
+    assert spectrum(step)[1] > 20*spectrum(step)[8]
+    with pytest.raises(ValueError, match='equal sides'): spectrum(torch.zeros(1, 1, 8, 4))
+
+def test_the_price_of_not_scaling():
+    torch.manual_seed(0)
+    ae, x, noise = load_autoencoder('ae-kl-f4').eval(), torch.rand(2, 3, 32, 32)*2 - 1, torch.randn(2, 4, 8, 8)
+    plain = FirstStageLoss()
+    with torch.no_grad():
+        more = ScaleEquivariantLoss(plain, .5)(ae, x, lambda shape: noise) - plain(ae, x, lambda shape: noise)
+        pool = torch.nn.AvgPool2d(2)
+        y = ae.decoder(ae.post_quant(pool(ae.posterior(x).mean)))
+        near(more, .5*(y - pool(x)).abs().mean(), 1e-6)
+    with pytest.raises(ValueError, match='weight'): ScaleEquivariantLoss(plain, 0)
+    with pytest.raises(ValueError, match='Gaussian'):
+        ScaleEquivariantLoss(plain, 1.)(load_autoencoder('ae-vq-f4'), x, torch.Generator())
+
+def test_a_first_stage_is_trained_for_scale(tmp_path):
+    how = dict(preset='tiny', n=40, steps=6, save_every=3, **QUIET)
+    a, b = (recipes.train_autoencoder(tmp_path/k, **how, **more).state_dict()
+            for k, more in (('a', {}), ('b', dict(scale_equivariance=.25))))
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+    assert '--scale-equivariance 0.25' in json.loads((tmp_path/'b'/'config.json').read_text())['card']['command']
+
+
+# ---- guidance by a worse model ----
+
+def test_away_from_a_worse_model():
+    good, bad = LatentDiffusion.from_pretrained('postcards'), LatentDiffusion.from_pretrained('postcards')
+    z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    for p in bad.net.parameters(): p.data += .01*torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    before = good.sample(steps=2)
+    assert torch.equal(autoguide(good, bad, 1.).sample(steps=2), before)
+    a, b = good.denoise(z, 3.), bad.denoise(z, 3.)
+    near(autoguide(good, bad, 2.5).denoise(z, 3.), b + 2.5*(a - b), 1e-4)
+    part = autoguide(good, bad, Guidance(2.5, interval=(1., 2.)))
+    assert torch.equal(part.denoise(z, 3.), a) and not torch.equal(part.denoise(z, 1.5), good.denoise(z, 1.5))
+    near(autoguide(good, bad, Guidance(2.5, rescale=1.)).denoise(z, 3.).flatten(1).std(1), a.flatten(1).std(1), 1e-4)
+    assert (autoguide(good, bad, 2.).sample(steps=2) - before).abs().max() > .01
+    assert torch.equal(good.sample(steps=2), before) # is not changed
+    with pytest.raises(ValueError, match='another condition'):
+        autoguide(good, LatentDiffusion.from_pretrained('postcards-class'), 2.)
+    bad.first_stage = dict(bad.first_stage, hash='0')
+    with pytest.raises(ValueError, match='another first stage'): autoguide(good, bad, 2.)
+
+def test_autoguidance_adds_to_guidance():
+    ldm, g = LatentDiffusion.from_pretrained('postcards-class'), LatentDiffusion.from_pretrained('postcards-class')
+    for p in g.net.parameters(): p.data *= .99
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    c, null = ldm.embedder(ldm.embedder.prepare([3])), ldm.embedder.null(1, (16, 16))
+    one = lambda w: autoguide(ldm, g, w)
+    aim = one(2.).denoise(z, 2., null).lerp(one(2.).denoise(z, 2., c), 3.)
+    near(guide(one(2.).denoise, c, null, 3.)(z, 2.), aim, 1e-4)
+    assert one(2.).sample(3, steps=2, guidance=3.).shape == (1, 3, 64, 64)
+
+
+# ---- features of a teacher ----
+
+def test_alignment_is_an_angle():
+    a = Alignment(8, 8)
+    a.project = torch.nn.Identity()
+    h = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    near(a(h, 5*h), torch.zeros(3), 1e-6)
+    near(a(h, -h), 2*torch.ones(3), 1e-6)
+    near(a(h, h.repeat_interleave(2, 2).repeat_interleave(2, 3)), torch.zeros(3), 1e-6) # of a finer teacher
+
+@pytest.mark.parametrize('net', [UNet(ch=16, groups=8), DiT(dim=24, depth=4, heads=2)], ids=['unet', 'dit'])
+def test_the_middle_is_taught_and_what_comes_before(net):
+    for m in net.modules(): # a new network ends in zeros, a new transformer's blocks are gated off
+        for p in m.parameters(recurse=False): torch.nn.init.normal_(p, std=.05)
+    x, z = torch.rand(2, 3, 64, 64)*2 - 1, torch.randn(2, 4, 16, 16)
+    with middle_features(net) as seen: net(z, torch.tensor([3., 500.]))
+    assert seen[0].shape == (2, middle_width(net), 8, 8)
+    teacher = teacher_features(load_reader(), x)
+    assert teacher.shape == (2, 80, 8, 8) and not teacher.requires_grad
+    Alignment(middle_width(net), 80)(seen[0], teacher).mean().backward()
+    taught = {k for k, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(k.startswith(('down', 'blocks.1')) for k in taught)
+    assert not any(k.startswith(('up', 'blocks.2', 'conv_out', 'out')) for k in taught)
+    net(z, torch.tensor([3., 500.]))
+    assert len(seen) == 1 # nobody listens any more
+
+def test_an_aligned_model_is_a_plain_one(tmp_path):
+    how = dict(preset='tiny', condition='none', n=40, steps=6, save_every=3, **QUIET)
+    a = recipes.train_diffusion(tmp_path/'a', align=.5, **how).net.state_dict()
+    b = recipes.train_diffusion(tmp_path/'b', **how).net.state_dict()
+    assert a.keys() == b.keys() and any(not torch.equal(a[k], b[k]) for k in a)
+    assert LatentDiffusion.from_pretrained(tmp_path/'a').sample(steps=2).shape == (1, 3, 64, 64)
+    assert '--align 0.5' in json.loads((tmp_path/'a'/'config.json').read_text())['card']['command']
+    with pytest.raises(ValueError, match='align: 0.5 then, 0.0 now'):
+        recipes.train_diffusion(tmp_path/'a', resume=True, **how)
+
+def test_a_path_and_a_prediction_that_do_not_go_together(tmp_path): # said before anything is loaded
+    with pytest.raises(ValueError, match='ends in pure noise'):
+        recipes.train_diffusion(tmp_path/'run', data='no such folder', path='flow', prediction_type='eps', **QUIET)
+    with pytest.raises(ValueError, match='align=-1'):
+        recipes.train_diffusion(tmp_path/'run', data='no such folder', align=-1., **QUIET)
+    assert not (tmp_path/'run').exists()
+
+def test_a_guide_on_the_command_line(tmp_path, capsys):
+    from ldm_nb.cli import evaluate, sample
+    how = ['--model', 'postcards', '--steps', '2', '--n', '1', '--device', 'cpu', '--out']
+    sample.main([*how, str(tmp_path/'plain.png')])
+    sample.main([*how, str(tmp_path/'same.png'), '--guide', 'postcards'])     # from itself there is no way
+    sample.main([*how, str(tmp_path/'auto.png'), '--guide', 'postcards', '--guide-weight', '3'])
+    assert (tmp_path/'plain.png').read_bytes() == (tmp_path/'same.png').read_bytes()
+    for more, says in ((['--guide', 'postcards-class'], 'another condition'), (['--guide-weight', '2'], 'give --guide'),
+                       (['--guide', 'postcards', '--guide-weight', 'nan'], 'guidance=nan')):
+        for main, out in ((sample.main, 'no.png'), (evaluate.main, 'no.json')):
+            with pytest.raises(SystemExit): main(['--model', 'postcards', '--out', str(tmp_path/out), *more])
+            assert says in capsys.readouterr().err
+    fast = LatentDiffusion.from_pretrained('postcards-text-fast')
+    with pytest.raises(ValueError, match='was distilled'): autoguide(fast, fast, 2.)

@@ -231,7 +231,7 @@ def test_a_folder_smaller_than_a_batch(work):
 
 @pytest.mark.parametrize('stage, option, value, who',
                          [('diffusion', '--f', 8, 'autoencoder'), ('autoencoder', '--condition', 'map', 'diffusion'),
-                          ('reader', '--data', 'photos', 'autoencoder, diffusion and distil'),
+                          ('reader', '--data', 'photos', 'autoencoder, diffusion, distil and decoder'),
                           ('diffusion', '--kl-weight', '1e-6', 'autoencoder')])
 def test_options_of_another_stage(work, stage, option, value, who):
     said = refused(run(*TRAIN, stage, '--preset', 'tiny', option, value, '--dry-run', '--out', work/'other'))

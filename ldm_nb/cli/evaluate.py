@@ -10,7 +10,7 @@ import argparse, json, shlex, sys, time
 from dataclasses import asdict
 import torch
 from ..autoencoder import load_autoencoder
-from .common import Parser, a_name, a_path, guarded, writable_file
+from .common import Parser, a_name, a_path, add_guide, guarded, guided, writable_file
 from ..core import LatentDiffusion
 from ..engine.devices import pick_device
 from ..engine.files import (
@@ -43,6 +43,7 @@ def evaluate_parser() -> Parser: # of ldm-evaluate
     p.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
     p.add_argument('--features', default='reader', choices=['reader', 'inception'],
                    help='what looks at sets: the reader, or Inception, as papers do (default reader)')
+    add_guide(p)
     p.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
     return p
 
@@ -62,7 +63,7 @@ def measured_by(a: argparse.Namespace, device) -> dict: # name -> Measured
     how = dict(data=a.data, n=a.n, seed=a.seed, network=network, batch_size=a.batch_size)
     if load_model(folder)[0].get('kind') == 'autoencoder':
         return evaluate_first_stage(load_autoencoder(folder).to(device), **how)
-    ldm = LatentDiffusion.from_pretrained(folder).to(device)
+    ldm = guided(LatentDiffusion.from_pretrained(folder).to(device), a)
     return evaluate(ldm, steps=a.steps, guidance=a.guidance, sampler=a.sampler, eta=a.eta, **how)
 
 # %% ../../nbs/cli/07_evaluate.ipynb #c4629051

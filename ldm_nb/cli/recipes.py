@@ -7,10 +7,12 @@ __all__ = ['FIRST_STAGE', 'train_reader', 'make_fast', 'train_autoencoder', 'cou
            'word_rows', 'first_stage_loss', 'perceptual_distance', 'make_adversary', 'keep_back',
            'show_reconstructions', 'show_tracker', 'train_diffusion', 'make_network', 'make_path', 'about_path',
            'about_run', 'own_vocabulary', 'kept_vocabulary', 'diffusion_batch', 'diffusion_loss', 'with_parts',
-           'trained_parts', 'distil', 'distil_loss', 'show_few', 'show_samples', 'loss_by_t', 'plot_loss']
+           'trained_parts', 'distil', 'distil_loss', 'show_few', 'distil_decoder', 'decoder_loss', 'show_samples',
+           'loss_by_t', 'plot_loss']
 
 # %% ../../nbs/cli/01_recipes.ipynb #1f2618c4
 import copy, shutil, warnings
+from contextlib import nullcontext
 from pathlib import Path
 import torch
 from accelerate import Accelerator
@@ -20,10 +22,12 @@ from .common import save_grid
 from ..core import LatentDiffusion, model_config, shared_first_stage
 from ..datasets.images import to_float, to_uint8
 from ..datasets.sources import crops, load_images
+from ..beyond.alignment import Alignment, middle_features, middle_width, teacher_features
 from ..beyond.dit import make_dit
-from ..beyond.few_steps import ConsistencyLoss, FollowStudent
+from ..beyond.few_steps import ConsistencyLoss, FollowStudent, TinyDecoder
 from ..beyond.flow import StraightPath
-from ..diffusion import DiffusionLoss, Schedule, check_prediction_type, draw_t
+from ..beyond.latents import ScaleEquivariantLoss
+from ..diffusion import Denoiser, DiffusionLoss, Schedule, check_prediction_type, draw_t
 from ..engine.cache import LatentCache, cached_latents
 from ..engine.callbacks import AdversaryStep, Recording
 from ..engine.checkpoints import latest
@@ -113,7 +117,9 @@ def train_autoencoder(out: str | Path, # folder for checkpoints, log, reconstruc
     if init: start_from(ae, init)
     objective = first_stage_loss(s, acc.device, bool(ae.codebook), acc.num_processes)
     learns = [AdversaryStep(objective, acc)] if objective.adversary or objective.dead_codes else []
-    trainer = make_trainer(make_fast(ae, s, acc), objective, crops(images, s['crop'], s['batch_size'], s['seed']), s,
+    loss = objective
+    if weight := s.get('scale_equivariance'): loss = ScaleEquivariantLoss(objective, weight)
+    trainer = make_trainer(make_fast(ae, s, acc), loss, crops(images, s['crop'], s['batch_size'], s['seed']), s,
                            out, acc, show_reconstructions(fresh, out), learns,
                            dict(kind='autoencoder', model=ae.config),
                            crop=s['crop'], data=data, init=init, **{k: s[k] for k in FIRST_STAGE if k in s})
@@ -129,7 +135,7 @@ def train_autoencoder(out: str | Path, # folder for checkpoints, log, reconstruc
     return ae
 
 FIRST_STAGE = ('pixel_loss', 'kl_weight', 'beta', 'beta_on', 'restarts', 'perceptual', 'perceptual_weight',
-               'adversary_start', 'adversary_warmup', 'adversary_weight') # settings of its loss
+               'adversary_start', 'adversary_warmup', 'adversary_weight', 'scale_equivariance') # settings of its loss
 
 def count_images(n: int, s: dict): # there are; settings, where n is put right
     "Warns of a data set smaller than a batch."
@@ -258,6 +264,7 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
                     shift: float = 1., # of the straight path, as in `StraightPath`
                     prediction_type: str | None = None, # as in `DiffusionLoss`; None: v, on the straight path flow
                     logit_normal_share: float = .75, # as in `draw_t`
+                    align: float = 0., # weight of the reader's features as a teacher, as in `Alignment`; 0: none
                     init: str | None = None, # start from the weights of this model, where they fit
                     tokenizer: str | None = None, # 'shipped' or 'captions'; None: shipped for postcards alone
                     long_captions: str | None = None, # 'error' or 'cut', as in `fit_captions`; None: error
@@ -270,6 +277,8 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     s = resolve_config('diffusion', preset, **override)
     schedule = make_path(path, shift)
     prediction_type = check_prediction_type(prediction_type or dict(paper='v', flow='flow')[path])
+    Denoiser(None, schedule, prediction_type) # raises where the two do not go together
+    if not 0 <= align < float('inf'): raise ValueError(f'align={align}: expected a weight, 0 or more')
     acc = make_accelerator(device, precision, out, tracker)
     ae = load_autoencoder(autoencoder).requires_grad_(False).to(acc.device)
     ae_hash = weights_hash(find_pretrained(autoencoder))
@@ -287,21 +296,25 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     if init: start_from(trained_parts(ldm), init)
     if {'inpaint', 'x4'} & set(condition.split('+')): s['workers'] = 0 # made on the device, which workers cannot use
     batch = diffusion_batch(moments, training_rows(embedder, images, ae), s,
-                            lambda n, g: draw_t(n, 1000, g, logit_normal_share))
-    loss = diffusion_loss(ldm)
+                            lambda n, g: draw_t(n, 1000, g, logit_normal_share), images['image'] if align else None)
+    reader = load_reader().requires_grad_(False).to(acc.device) if align else None
+    loss = diffusion_loss(ldm, align, reader)
+    parts = trained_parts(ldm)
+    if align: parts['align'] = Alignment(middle_width(net), reader.config['widths'][3])
     see = watch or show_samples(images, loss, batch, out)
     trainer = make_trainer(
-        trained_parts(ldm), loss, batch, s, out, acc,
+        parts, loss, batch, s, out, acc,
         lambda model, trainer: see(with_parts(ldm, model), trainer.steps_done if watch else trainer),
         [] if s['checkpointing'] else [Recording(CUDAGraphed)], about_run(ldm, autoencoder, ae_hash),
         autoencoder=ae_hash, condition=condition, path=path, shift=shift, prediction_type=prediction_type,
-        logit_normal_share=logit_normal_share, data=data, init=init)
+        logit_normal_share=logit_normal_share, align=align, data=data, init=init)
     if not run(trainer, resume, quiet, live): return None
     parts = averaged_model(trainer)
     if not acc.is_main_process: return None
     ldm = with_parts(ldm, parts)
     command = to_command('diffusion', out, preset, override, data=data, autoencoder=autoencoder, condition=condition,
                          init=init, tokenizer=tokenizer, long_captions=long_captions,
+                         align=align or None,
                          **about_path(network, patch, path, shift, prediction_type, logit_normal_share))
     ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data))
     return ldm
@@ -366,25 +379,30 @@ def kept_vocabulary(out: str | Path | None, captions: list[str] # folder of a ru
 
 def diffusion_batch(moments: LatentCache, rows_of, # of `training_rows`
                     s: dict, # as `resolve_config` gives it
-                    draw # (n, generator) -> (n,) timesteps, or steps of a grid
-    ): # (step, slice) -> unscaled latents b z h w, timesteps b, unit noise b z h w, what the embedder takes
+                    draw, # (n, generator) -> (n,) timesteps, or steps of a grid
+                    pictures: Tensor | None = None # n 3 h w uint8, to be handed on besides
+    ): # (step, slice) -> unscaled latents b z h w, timesteps b, unit noise b z h w, what the embedder takes, pictures
     "The batch of a training step with its latents, timesteps and noise; only conditions are dropped later."
     def batch(step, rows):
         i = batch_indices(len(moments), s['batch_size'], s['seed'], step)[rows]
         rng = SampleRNG(generator(s['seed'], 8, step), s['batch_size'], rows)
         mean, std = moments.moments(i)
         raw = mean + std*rng(mean.shape)
-        return raw, rng.each(draw), rng(mean.shape), rows_of(i, rng)
+        out = raw, rng.each(draw), rng(mean.shape), rows_of(i, rng)
+        return out if pictures is None else (*out, to_float(pictures[i]))
     return batch
 
-def diffusion_loss(ldm: LatentDiffusion):
+def diffusion_loss(ldm: LatentDiffusion, align: float = 0., reader: Reader | None = None): # as in `train_diffusion`
     # (its network and embedder, a batch of `diffusion_batch`, rng) -> scalar, or (b,) with mean=False
     "The loss of chapter 03 in the form that `Trainer` takes."
     objective = DiffusionLoss(ldm.schedule, ldm.prediction_type)
     def loss(model, batch, rng, mean=True):
-        raw, t, eps, y = batch
+        raw, t, eps, y, *pictures = batch
         c = model['embedder'](y, rng) if 'embedder' in model else None
-        each = objective(lambda z, t, c: model['net'](z, t, c).float(), ldm.autoencoder.to_latent(raw), c, t, eps)
+        net = lambda z, t, c: model['net'](z, t, c).float()
+        with middle_features(model['net']) if 'align' in model else nullcontext() as seen:
+            each = objective(net, ldm.autoencoder.to_latent(raw), c, t, eps)
+        if 'align' in model: each = each + align*model['align'](seen[0].float(), teacher_features(reader, *pictures))
         return each.mean() if mean else each
     return loss
 
@@ -464,6 +482,60 @@ def show_few(student: LatentDiffusion, images: dict, trainer: Trainer, out: Path
     save_grid(x, out/'samples.png')
     show_tracker(trainer, 'samples', x)
     return {}
+
+# %% ../../nbs/cli/01_recipes.ipynb #d90c2b17
+@one_writer
+def distil_decoder(out: str | Path, # folder for checkpoints, log and the model
+                   teacher: str = 'postcards-text-fast', # a shipped model, or a folder; f = 4
+                   data: str = 'postcards', # as in `load_images`
+                   preset: str = 'laptop', # as in `resolve_config`
+                   resume: bool = False, device=None, precision=None, quiet: bool = False, # as in `train_reader`
+                   tracker: str | None = None, live: bool = False, # as in `train_reader`
+                   **override # as in `resolve_config`
+    ) -> LatentDiffusion | None: # the teacher with another decoder
+    "Teach a small decoder what a large one draws. None if it was stopped, and on all processes but the first."
+    s = resolve_config('decoder', preset, **override)
+    ldm = LatentDiffusion.from_pretrained(teacher).requires_grad_(False)
+    ae, own = ldm.autoencoder, weights_hash(find_pretrained(teacher))
+    if ae.f != 4: raise ValueError(f'{teacher} has f={ae.f}: the small decoder is made for f=4')
+    if hasattr(ae.decoder, 'config'): raise ValueError(f'{teacher} has a small decoder already')
+    acc = make_accelerator(device, precision, out, tracker)
+    ldm.to(acc.device)
+    with acc.main_process_first():
+        images = load_images(data, ldm.size, s['n'], s['seed'], quiet=quiet)['image']
+        moments = cached_latents(ae, ldm.first_stage['hash'] if ldm.first_stage else own, images, acc.device,
+                                 quiet=quiet)
+    count_images(len(moments), s)
+    out = writable_folder(out)
+    torch.manual_seed(s['seed'])
+    large, small = ae.decoder, make_fast(TinyDecoder(**s['model'], z_ch=ae.z_ch), s, acc)
+    batch = diffusion_batch(moments, lambda i, rng: torch.empty(len(i)), s, lambda n, g: torch.rand(n, generator=g))
+    about = model_config(ldm) | dict(decoder=small.config)
+    trainer = make_trainer(small, decoder_loss(ae, large), batch, s, out, acc, about=about, teacher=own, data=data)
+    if not run(trainer, resume, quiet, live): return None
+    small = averaged_model(trainer)
+    if not acc.is_main_process: return None
+    fresh = next(iter(keep_back(images, data, s)[1].values()))
+    with torch.no_grad():
+        u = ae.post_quant(ae.unscale(ae.encode(to_float(fresh).to(acc.device))))
+        apart = (small(u) - large(u)).square().mean((1, 2, 3))/4 # of pictures from 0 to 1
+    ae.decoder = small.eval()
+    found = dict(to_the_large=round(-10*apart.log10().mean().item(), 2), to_pictures=round(mean_psnr(ae, fresh), 2))
+    command = to_command('decoder', out, preset, override, data=data, teacher=teacher)
+    ldm.save_pretrained(out, torch.float16, **card(trainer, command, data=data, teacher=teacher, psnr=found))
+    print(f'{found["to_the_large"]} dB to the large decoder, {found["to_pictures"]} dB to pictures')
+    return ldm
+
+def decoder_loss(ae: Autoencoder, large: nn.Module # first stage, and its decoder
+    ): # (the small one, a `diffusion_batch` whose times are 0 to 1, rng) -> scalar
+    "The mean absolute difference of two decoders, on latents with noise of up to 0.2 on them."
+    def loss(small, batch, rng):
+        raw, share, eps, _ = batch
+        z = ae.to_latent(raw) + .2*share[:, None, None, None]*eps
+        u = ae.post_quant(ae.unscale(z))
+        with torch.no_grad(): aim = large(u)
+        return (small(u).float() - aim).abs().mean()
+    return loss
 
 # %% ../../nbs/cli/01_recipes.ipynb #ba65c5e7
 def show_samples(images: dict, # as `load_images` gives it

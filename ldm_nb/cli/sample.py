@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
-from .common import Parser, a_name, a_path, guarded, save_grid, writable_file
+from .common import Parser, a_name, a_path, add_guide, guarded, guided, save_grid, writable_file
 from ..core import LatentDiffusion
 from ..datasets.images import open_picture, to_float, to_mask, to_rgb
 from ..datasets.scenes import CLASSES
@@ -53,6 +53,7 @@ def sample_parser() -> Parser: # of ldm-sample
     p.add_argument('--sampler', default='ddim', help=f'{", ".join(SAMPLERS)} (default ddim)')
     p.add_argument('--spacing', help=f'of the timesteps: {", ".join(SPACINGS)}; published repeats the steps of the '
                                      'published code, whatever their number (default by model)')
+    add_guide(p)
     p.add_argument('--device', help='cpu, cuda, mps (default: the best there is)')
     return p
 
@@ -70,7 +71,7 @@ def main(argv: list | None = None): # None: the command line
         a = sample_parser().parse_args(argv)
         out = writable_file(a.out)
         batch_size = check_int('batch_size', a.batch_size, 1)
-        ldm = LatentDiffusion.from_pretrained(a.model).to(pick_device(a.device))
+        ldm = guided(LatentDiffusion.from_pretrained(a.model).to(pick_device(a.device)), a)
         words = ('n', 'steps', 'guidance', 'sampler', 'eta', 'seed', 'size', 'strength', 'spacing')
         how = {k: getattr(a, k) for k in words} | sample_arguments(ldm, a)
         request = ldm.request(**how)                                                      # all checks, no step

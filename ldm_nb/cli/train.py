@@ -10,7 +10,7 @@ __all__ = ['AUTOENCODER_OPTIONS', 'NUMBERS', 'SWITCHES', 'STAGE_OPTIONS', 'train
 import argparse
 from .common import Parser, a_name, a_path, guarded, is_first
 from .estimate import dry_run
-from .recipes import distil, train_autoencoder, train_diffusion, train_reader
+from .recipes import distil, distil_decoder, train_autoencoder, train_diffusion, train_reader
 from ..engine.cost import DEVICES
 from ..engine.devices import PRECISIONS
 from ..engine.presets import PRESETS
@@ -32,7 +32,8 @@ AUTOENCODER_OPTIONS = [
     ('perceptual-weight', float, 'default 1'),
     ('adversary-start', int, 'step from which a discriminator weighs (default: there is none)'),
     ('adversary-warmup', int, 'steps before that in which it only learns (default 0, as published)'),
-    ('adversary-weight', float, 'of its term, after the adaptive factor (default 0.5)')]
+    ('adversary-weight', float, 'of its term, after the adaptive factor (default 0.5)'),
+    ('scale-equivariance', float, 'kl: weight of decoding half a latent to half a picture (default: it is not asked)')]
 
 NUMBERS = [
     ('steps', int, 'training steps'),
@@ -58,8 +59,9 @@ def train_parser() -> Parser: # of ldm-train
     p.add_argument('stage', choices=list(PRESETS), help='what to train; the reader always learns from postcards')
     p.add_argument('--data', type=a_name, default='postcards',
                    help="'postcards', 'photos', a folder of images, or torchvision:NAME (default postcards)")
-    p.add_argument('--preset', default='laptop', help='tiny, laptop, gpu, or (not for reader, distil) speedrun, paper, '
-                                                      'or (diffusion) small (default laptop)')
+    p.add_argument('--preset', default='laptop',
+                   help='tiny, laptop, gpu, or (not for reader, distil, decoder) speedrun, paper, or (diffusion) small '
+                        '(default laptop)')
     p.add_argument('--out', type=a_path, required=True,
                    help='folder for checkpoints/, then config.json and model.safetensors')
     p.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
@@ -90,8 +92,8 @@ def add_stage_options(p: Parser):
                    help='diffusion: words of the postcards, or of the data\'s captions (default: as the data are)')
     p.add_argument('--long-captions', choices=['error', 'cut'],
                    help='diffusion: captions longer than the encoder reads (default error)')
-    p.add_argument('--teacher', type=a_name, default='postcards-text',
-                   help='distil: the model to learn from (default postcards-text)')
+    p.add_argument('--teacher', type=a_name,
+                   help='distil, decoder: the model to learn from (default postcards-text, postcards-text-fast)')
     p.add_argument('--guidance', type=float, help="distil: the weight that is built in (default: the teacher's)")
     p.add_argument('--target-decay', type=float, default=.95,
                    help='distil: how slowly the target follows the student; 0: they are one (default 0.95)')
@@ -108,18 +110,20 @@ def add_stage_options(p: Parser):
                    help='diffusion: what the network predicts (default v; flow with --path flow)')
     p.add_argument('--logit-normal-share', type=float, default=.75,
                    help='diffusion: share of the timesteps drawn mostly from the middle, 0 to 1 (default 0.75)')
+    p.add_argument('--align', type=float, default=0.,
+                   help="diffusion: weight of the reader's features as a teacher of the network's (default 0)")
     p.add_argument('--condition', default='text',
                    help=f'diffusion: none, {", ".join(NEEDS)}, or several, e.g. text+inpaint (default text)')
 
 def in_python(option: str) -> str: return option.replace('-', '_')
 
 STAGE_OPTIONS = dict( # those that not every stage has
-    data=('autoencoder', 'diffusion', 'distil'), teacher=('distil',), guidance=('distil',), grid=('distil',),
-    target_decay=('distil',), init=('autoencoder', 'diffusion'), f=('autoencoder',),
+    data=('autoencoder', 'diffusion', 'distil', 'decoder'), teacher=('distil', 'decoder'), guidance=('distil',),
+    grid=('distil',), target_decay=('distil',), init=('autoencoder', 'diffusion'), f=('autoencoder',),
     regulariser=('autoencoder',),
     autoencoder=('diffusion',), tokenizer=('diffusion',), long_captions=('diffusion',), condition=('diffusion',),
     network=('diffusion',), patch=('diffusion',), path=('diffusion',), shift=('diffusion',),
-    prediction_type=('diffusion',), logit_normal_share=('diffusion',),
+    prediction_type=('diffusion',), logit_normal_share=('diffusion',), align=('diffusion',),
     checkpointing=('diffusion',),
     **{in_python(k): ('autoencoder',) for k, *_ in AUTOENCODER_OPTIONS})
 
@@ -137,22 +141,23 @@ def settings(a: argparse.Namespace) -> dict: # of `read_train`
     "The keyword arguments of a recipe, or of a dry run."
     words = ['preset', 'device', 'precision', *(in_python(k) for k, *_ in NUMBERS + SWITCHES)]
     words += dict(reader=[],
-                  distil=['data', 'teacher', 'guidance', 'grid', 'target_decay'],
+                  distil=['data', 'guidance', 'grid', 'target_decay'], decoder=['data'],
                   autoencoder=['data', 'f', 'regulariser', 'init', *(in_python(k) for k, *_ in AUTOENCODER_OPTIONS)],
                   diffusion=['data', 'autoencoder', 'condition', 'init', 'tokenizer', 'long_captions', 'network',
                              'patch', 'path', 'shift',
-                             'prediction_type', 'logit_normal_share'])[a.stage]
-    return {k: getattr(a, k) for k in words}
+                             'prediction_type', 'logit_normal_share', 'align'])[a.stage]
+    return {k: getattr(a, k) for k in words} | (dict(teacher=a.teacher) if a.teacher else {})
 
 def main(argv: list[str] | None = None): # None: the command line
     "The command `ldm-train`."
     def run(argv):
         a = read_train(argv)
         if a.on and not a.dry_run: raise ValueError('--on is for --dry-run: it says what a run would take there')
-        if a.dry_run and a.stage == 'distil': raise ValueError('--dry-run knows reader, autoencoder and diffusion')
+        if a.dry_run and a.stage in ('distil', 'decoder'):
+            raise ValueError('--dry-run knows reader, autoencoder and diffusion')
         if a.dry_run: return dry_run(a.stage, a.out, on=a.on, **settings(a))
         train = dict(reader=train_reader, autoencoder=train_autoencoder, diffusion=train_diffusion,
-                     distil=distil)[a.stage]
+                     distil=distil, decoder=distil_decoder)[a.stage]
         tracker = None if a.tracker == 'none' else a.tracker
         if train(a.out, resume=a.resume, quiet=a.quiet, tracker=tracker, **settings(a)) and is_first():
             print(f'wrote {a.out}/config.json and model.safetensors')

@@ -537,7 +537,7 @@ def build_fitting(make, # config -> module, or None
         check_sizes(config)
         if whole: module = make(config)
         else:
-            with without_weights(2*len(tensors) + 99):
+            with without_weights(4*len(tensors) + 99):
                 with torch.device('meta'): trial = make(config)
                 check_fit({} if trial is None else trial.state_dict(), tensors, folder, part)
                 module = make(config)                                       # its buffers have numbers

@@ -66,7 +66,11 @@ PRESETS = dict(
     distil=dict(
         tiny=dict(n=500, size=64, batch_size=4, steps=20, lr=5e-4, save_every=10),
         laptop=dict(n=20000, size=64, batch_size=24, steps=1500, lr=5e-4),
-        gpu=dict(n=60000, size=64, batch_size=256, steps=4000, lr=5e-4, channels_last=True, workers=4)))
+        gpu=dict(n=60000, size=64, batch_size=256, steps=4000, lr=5e-4, channels_last=True, workers=4)),
+    decoder=dict(
+        tiny=dict(model={}, n=500, size=64, batch_size=4, steps=20, lr=2e-3, save_every=10),
+        laptop=dict(model={}, n=20000, size=64, batch_size=16, steps=3000, lr=2e-3),
+        gpu=dict(model={}, n=60000, size=64, batch_size=256, steps=6000, lr=2e-3, workers=4)))
 
 # %% ../../nbs/engine/08_presets.ipynb #dd070b92
 # what a preset does not say

@@ -124,6 +124,8 @@ def fold_scale(ae: Autoencoder, # with a Gaussian
 def first_stage_to_diffusers(ae: Autoencoder) -> tuple[dict, dict]: # config, and tensors by name
     "An AutoencoderKL or VQModel that computes the same. Raises `ValueError` for what diffusers cannot express."
     c, kind, scale = ae.config, 'VQModel' if ae.codebook else 'AutoencoderKL', ae.latent_scale.flatten().tolist()
+    if hasattr(ae.decoder, 'config'): raise ValueError('a small decoder in the place of the first stage\'s own: '
+                                                       'diffusers has none like it')
     if c['attn_levels']:
         raise ValueError(f'attention at the levels {c["attn_levels"]}: '
                          'the first stages of diffusers have it in the middle alone')

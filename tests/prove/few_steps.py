@@ -1,5 +1,6 @@
 """What a distilled model is worth: `postcards-text-fast` in 1, 2 and 4 steps beside its teacher in 50 at guidance 3, on
-1,000 held-out captions, judged as `ldm-evaluate` does; and the seconds of a picture on one thread, in turn.
+1,000 held-out captions, judged as `ldm-evaluate` does; the same with the large decoder; and the seconds of a picture on
+one thread, in turn.
 
     python tests/prove/few_steps.py                 measures: data/results/few-steps.json (20 minutes on one core)
     python tests/prove/few_steps.py --progressive   trains a student by progressive distillation, too (20 minutes more)
@@ -99,7 +100,11 @@ def main():
         print(name, json.dumps(found[name]), flush=True)
         with atomic_path(a.out) as f: f.write_text(json.dumps(found, indent=1) + '\n')
     for k in student.fast['steps'][::-1]: keep(f'student {k}', lambda: measured(student, a.n, steps=k))
-    keep('seconds', lambda: {str(n): seconds(teacher, student, n, 15 if n == 1 else 3) for n in (1, 16)})
+    if hasattr(student.autoencoder.decoder, 'config'): # beside it, the same network with the decoder it was made with
+        large = copy.deepcopy(student)
+        large.autoencoder = copy.deepcopy(teacher.autoencoder)
+        for k in (4, 2, 1): keep(f'large {k}', lambda: measured(large, a.n, steps=k))
+    keep('seconds', lambda: {str(n): seconds(teacher, student, n, 40 if n == 1 else 3) for n in (1, 16)})
     for k in (4, 2, 1): keep(f'teacher {k}', lambda: measured(teacher, a.n, steps=k, guidance=3.))
     keep('teacher 50', lambda: measured(teacher, a.n, steps=50, guidance=3.))
     if a.progressive and 'progressive 1' not in found:

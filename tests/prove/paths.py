@@ -1,13 +1,22 @@
-"""What does the path buy? The text model of the course's recipe (`ldm-train diffusion --preset laptop`), trained anew
-on the paper's path with eps and with v, and on the straight path with flow: the same network, data, batches and number
-of training steps. And with v and a transformer in place of the UNet, of as many operations a step. After a quarter, a
-half and all of them: how much of held-out captions is in the pictures, and FID. The curves of nbs/beyond/00_flow and
-01_transformer.
+"""What does each idea after the paper buy? The text model of the course's recipe (`ldm-train diffusion --preset
+laptop`), trained anew with one thing changed at a time, in equally many steps on the same data and batches: on the
+paper's path with eps and with v, on the straight path with flow; with v and a transformer of as many operations a
+step (dit), with v and the reader's features as a teacher (align), with v on first stages that were trained on, with
+scale equivariance and without it (equivariant, continued). After a quarter, a half and all of the steps: how much of
+held-out captions is in the pictures, and FID. The tables of nbs/beyond/00_flow, 01_transformer, 03_latents and
+05_alignment.
 
-    python tests/prove/paths.py             all settings, three seeds, two at a time on one thread each (two hours)
-    python tests/prove/paths.py --steps 8 --n 24 --out runs/tiny.json --work runs/tiny    in miniature
+    python tests/prove/paths.py             all settings, three seeds, two at a time on one thread each (four hours)
+    python tests/prove/paths.py --steps 8 --n 24 --settings v --out runs/tiny.json --work runs/tiny    in miniature
 
-Timesteps: eps uniformly, as in the paper; the others as the recipe draws them (logit_normal_share 0.75). A row that is
+The two first stages are made first (ten minutes each):
+
+    ldm-train autoencoder --init ae-kl-f4 --pixel-loss l2 --lr 1e-3 --steps 1200 --out runs/ae-continued
+    ldm-train autoencoder --init ae-kl-f4 --pixel-loss l2 --lr 1e-3 --steps 1200 --scale-equivariance 0.25 \
+        --out runs/ae-equivariant
+
+Timesteps: eps and 'v uniform' uniformly, as in the paper; the others as the recipe draws them (logit_normal_share
+0.75). A row that is
 in the file is not done again."""
 import argparse, json, time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,8 +33,10 @@ from ldm_nb.metrics.intervals import jackknife
 from ldm_nb.metrics.judges import judge_text
 from ldm_nb.metrics.reader import load_reader
 
-SETTINGS = dict(eps=dict(prediction_type='eps', logit_normal_share=0.), v=dict(prediction_type='v'),
-                flow=dict(path='flow'), dit=dict(network='dit'))
+UNIFORM = dict(logit_normal_share=0.)
+SETTINGS = {'eps': dict(prediction_type='eps', **UNIFORM), 'v': {}, 'v uniform': UNIFORM, 'flow': dict(path='flow'),
+            'dit': dict(network='dit'), 'align': dict(align=.5),
+            'equivariant': dict(autoencoder='runs/ae-equivariant'), 'continued': dict(autoencoder='runs/ae-continued')}
 
 
 @torch.no_grad()
@@ -45,7 +56,7 @@ def run(name: str, seed: int, steps: int, n: int, work: Path, pictures: int) -> 
     reader, rows, clock = load_reader(), [], dict(judged=0., start=time.process_time())
     real = embed(reader_features(reader),
                  to_float(load_images('postcards', 64, 1000, 77, held_out=True)['image'])).features
-    folder = work/f'{name}-{seed}'
+    folder = work/f'{name}-{seed}'.replace(' ', '-')
     def watch(ldm, step):
         if step not in (steps//4, steps//2, steps): return {}
         begin = time.process_time()
