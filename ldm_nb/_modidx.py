@@ -48,6 +48,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                                          'ldm_nb.beyond.alignment.teacher_features': ( 'beyond/alignment.html#teacher_features',
                                                                                        'ldm_nb/beyond/alignment.py')},
             'ldm_nb.beyond.autoguidance': { 'ldm_nb.beyond.autoguidance.autoguide': ( 'beyond/guidance.html#autoguide',
+                                                                                      'ldm_nb/beyond/autoguidance.py'),
+                                            'ldm_nb.beyond.autoguidance.lead_away': ( 'beyond/guidance.html#lead_away',
                                                                                       'ldm_nb/beyond/autoguidance.py')},
             'ldm_nb.beyond.dit': { 'ldm_nb.beyond.dit.ClassVector': ('beyond/transformer.html#classvector', 'ldm_nb/beyond/dit.py'),
                                    'ldm_nb.beyond.dit.ClassVector.__init__': ( 'beyond/transformer.html#classvector.__init__',

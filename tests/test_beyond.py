@@ -12,7 +12,7 @@ from ldm_nb.beyond.dit import OURS, ClassVector, DiT, load_dit, make_dit, positi
 from ldm_nb.beyond.few_steps import ConsistencyLoss, TinyDecoder, consistency, fast_arguments
 from ldm_nb.beyond.flow import StraightPath
 from ldm_nb.beyond.latents import ScaleEquivariantLoss, spectrum
-from ldm_nb.cli import recipes
+from ldm_nb.cli import recipes, train
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.diffusion import Denoiser, Schedule
 from ldm_nb.embedders import ClassEmbedder
@@ -390,17 +390,22 @@ def test_a_first_stage_is_trained_for_scale(tmp_path):
 
 # ---- guidance by a worse model ----
 
+def worse(name, amount=.01): # a model with noise on its weights, those of its embedder, too
+    bad = LatentDiffusion.from_pretrained(name)
+    for p in bad.parameters(): p.data += amount*torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    return bad
+
 def test_away_from_a_worse_model():
-    good, bad = LatentDiffusion.from_pretrained('postcards'), LatentDiffusion.from_pretrained('postcards')
+    good, bad = LatentDiffusion.from_pretrained('postcards'), worse('postcards')
     z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    for p in bad.net.parameters(): p.data += .01*torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-    before = good.sample(steps=2)
+    before, how = good.sample(steps=2), (good.request(n=2, steps=2), slice(0, 2))
     assert torch.equal(autoguide(good, bad, 1.).sample(steps=2), before)
     a, b = good.denoise(z, 3.), bad.denoise(z, 3.)
-    near(autoguide(good, bad, 2.5).denoise(z, 3.), b + 2.5*(a - b), 1e-4)
-    part = autoguide(good, bad, Guidance(2.5, interval=(1., 2.)))
-    assert torch.equal(part.denoise(z, 3.), a) and not torch.equal(part.denoise(z, 1.5), good.denoise(z, 1.5))
-    near(autoguide(good, bad, Guidance(2.5, rescale=1.)).denoise(z, 3.).flatten(1).std(1), a.flatten(1).std(1), 1e-4)
+    near(autoguide(good, bad, 2.5).guided(*how)(z, 3.), b + 2.5*(a - b), 1e-4)
+    part = autoguide(good, bad, Guidance(2.5, interval=(1., 2.))).guided(*how)
+    assert torch.equal(part(z, 3.), a) and not torch.equal(part(z, 1.5), good.denoise(z, 1.5))
+    near(autoguide(good, bad, Guidance(2.5, rescale=1.)).guided(*how)(z, 3.).flatten(1).std(1), a.flatten(1).std(1),
+         1e-4)
     assert (autoguide(good, bad, 2.).sample(steps=2) - before).abs().max() > .01
     assert torch.equal(good.sample(steps=2), before) # is not changed
     with pytest.raises(ValueError, match='another condition'):
@@ -408,15 +413,14 @@ def test_away_from_a_worse_model():
     bad.first_stage = dict(bad.first_stage, hash='0')
     with pytest.raises(ValueError, match='another first stage'): autoguide(good, bad, 2.)
 
-def test_autoguidance_adds_to_guidance():
-    ldm, g = LatentDiffusion.from_pretrained('postcards-class'), LatentDiffusion.from_pretrained('postcards-class')
-    for p in g.net.parameters(): p.data *= .99
+def test_a_guide_reads_the_prompt_itself(): # with its own embedder, and guided as the model is
+    ldm, g = LatentDiffusion.from_pretrained('postcards-class'), worse('postcards-class', .1)
     z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    c, null = ldm.embedder(ldm.embedder.prepare([3])), ldm.embedder.null(1, (16, 16))
-    one = lambda w: autoguide(ldm, g, w)
-    aim = one(2.).denoise(z, 2., null).lerp(one(2.).denoise(z, 2., c), 3.)
-    near(guide(one(2.).denoise, c, null, 3.)(z, 2.), aim, 1e-4)
-    assert one(2.).sample(3, steps=2, guidance=3.).shape == (1, 3, 64, 64)
+    how = ldm.request(3, steps=2, guidance=3.), slice(0, 1)
+    each = [guide(m.denoise, m.embedder(m.embedder.prepare([3])), m.embedder.null(1, (16, 16)), 3.)(z, 2.)
+            for m in (g, ldm)]
+    near(autoguide(ldm, g, 2.).guided(*how)(z, 2.), each[0] + 2*(each[1] - each[0]), 1e-3)
+    assert autoguide(ldm, g, 2.).sample(3, steps=2, guidance=3.).shape == (1, 3, 64, 64)
 
 
 # ---- features of a teacher ----
@@ -455,12 +459,18 @@ def test_an_aligned_model_is_a_plain_one(tmp_path):
     with pytest.raises(ValueError, match='align: 0.5 then, 0.0 now'):
         recipes.train_diffusion(tmp_path/'a', resume=True, **how)
 
-def test_a_path_and_a_prediction_that_do_not_go_together(tmp_path): # said before anything is loaded
+def test_a_path_and_a_prediction_that_do_not_go_together(tmp_path, capsys): # said before anything is loaded
     with pytest.raises(ValueError, match='ends in pure noise'):
         recipes.train_diffusion(tmp_path/'run', data='no such folder', path='flow', prediction_type='eps', **QUIET)
     with pytest.raises(ValueError, match='align=-1'):
         recipes.train_diffusion(tmp_path/'run', data='no such folder', align=-1., **QUIET)
-    assert not (tmp_path/'run').exists()
+    with pytest.raises(ValueError, match='leave compile out'):
+        recipes.train_diffusion(tmp_path/'run', data='no such folder', align=.5, compile=True, **QUIET)
+    for how, says in ((dict(regulariser='vq'), 'expected a Gaussian'), (dict(f=16, crop=48), 'must divide half')):
+        with pytest.raises(ValueError, match=says):
+            recipes.train_autoencoder(tmp_path/'ae', preset='tiny', n=40, scale_equivariance=.25, **how, **QUIET)
+    with pytest.raises(SystemExit): train.main(['decoder', '--out', str(tmp_path/'run')])
+    assert 'give --teacher' in capsys.readouterr().err and not (tmp_path/'run').exists()
 
 def test_a_guide_on_the_command_line(tmp_path, capsys):
     from ldm_nb.cli import evaluate, sample
@@ -475,4 +485,4 @@ def test_a_guide_on_the_command_line(tmp_path, capsys):
             with pytest.raises(SystemExit): main(['--model', 'postcards', '--out', str(tmp_path/out), *more])
             assert says in capsys.readouterr().err
     fast = LatentDiffusion.from_pretrained('postcards-text-fast')
-    with pytest.raises(ValueError, match='was distilled'): autoguide(fast, fast, 2.)
+    with pytest.raises(ValueError, match='built in'): autoguide(fast, fast, 2.)

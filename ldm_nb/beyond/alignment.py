@@ -34,7 +34,7 @@ def middle_width(net: nn.Module) -> int: # channels of `middle_features`
 # %% ../../nbs/beyond/05_alignment.ipynb #9a86ca87
 class Alignment(nn.Module):
     """How far the middle of a denoiser, through a small network of its own, points away from what a teacher sees in
-    the clean picture (REPA: Yu et al., 2025, eq. 8). It is trained along, and not needed to sample."""
+    the clean picture (REPA: Yu et al., 2025). It is trained along, and not needed to sample."""
     def __init__(self, width: int, # channels of the denoiser's features
                  teacher_width: int, # of the teacher's
                  hidden: int = 256):

@@ -20,7 +20,7 @@ def spectrum(x: Tensor # b c h w, square
         raise ValueError(f'shape {tuple(x.shape)}: expected b c h w with equal sides')
     n = x.shape[-1]
     power = torch.fft.fft2(x.double()).abs().square().mean((0, 1))/n**2                 # h w
-    waves = torch.fft.fftfreq(n, 1/n, dtype=torch.float64)
+    waves = torch.fft.fftfreq(n, 1/n, dtype=torch.float64, device=x.device)
     ring = (waves[:, None]**2 + waves[None]**2).sqrt().round().long().flatten()         # h*w
     count = torch.bincount(ring)
     return (torch.bincount(ring, power.flatten())/count)[:n//2 + 1]

@@ -150,6 +150,10 @@ def first_stage(s: dict, # as `resolve_config` gives it
     "A new first stage. Raises `ValueError` for impossible settings."
     if f not in (1, 2, 4, 8, 16, 32): raise ValueError(f'f={f}: expected 1, 2, 4, 8, 16 or 32')
     if regulariser not in ('kl', 'vq'): raise ValueError(f'regulariser={regulariser!r}: expected kl or vq')
+    if regulariser == 'vq' and s.get('scale_equivariance'):
+        raise ValueError('scale_equivariance: expected a Gaussian first stage (kl)')
+    if s.get('scale_equivariance') and s['crop'] % (2*f):
+        raise ValueError(f'scale_equivariance halves a latent: f={f} must divide half of the crops, {s["crop"]}/2')
     codes, crop = s.get('codes', 1024) if regulariser == 'vq' else None, s['crop']
     if codes is not None and codes < 2: raise ValueError(f'codes={codes}: expected at least 2 codes')
     if crop > s['size']:
@@ -279,6 +283,8 @@ def train_diffusion(out: str | Path, # folder for checkpoints, log, samples.png,
     prediction_type = check_prediction_type(prediction_type or dict(paper='v', flow='flow')[path])
     Denoiser(None, schedule, prediction_type) # raises where the two do not go together
     if not 0 <= align < float('inf'): raise ValueError(f'align={align}: expected a weight, 0 or more')
+    if align and s['compile']: raise ValueError('align listens to a layer of the network, which a compiled one has not:'
+                                                ' leave compile out')
     acc = make_accelerator(device, precision, out, tracker)
     ae = load_autoencoder(autoencoder).requires_grad_(False).to(acc.device)
     ae_hash = weights_hash(find_pretrained(autoencoder))
@@ -486,7 +492,7 @@ def show_few(student: LatentDiffusion, images: dict, trainer: Trainer, out: Path
 # %% ../../nbs/cli/01_recipes.ipynb #d90c2b17
 @one_writer
 def distil_decoder(out: str | Path, # folder for checkpoints, log and the model
-                   teacher: str = 'postcards-text-fast', # a shipped model, or a folder; f = 4
+                   teacher: str, # a shipped model, or a folder; f = 4
                    data: str = 'postcards', # as in `load_images`
                    preset: str = 'laptop', # as in `resolve_config`
                    resume: bool = False, device=None, precision=None, quiet: bool = False, # as in `train_reader`
@@ -503,6 +509,7 @@ def distil_decoder(out: str | Path, # folder for checkpoints, log and the model
     ldm.to(acc.device)
     with acc.main_process_first():
         images = load_images(data, ldm.size, s['n'], s['seed'], quiet=quiet)['image']
+        images, fresh = keep_back(images, data, s)
         moments = cached_latents(ae, ldm.first_stage['hash'] if ldm.first_stage else own, images, acc.device,
                                  quiet=quiet)
     count_images(len(moments), s)
@@ -515,7 +522,7 @@ def distil_decoder(out: str | Path, # folder for checkpoints, log and the model
     if not run(trainer, resume, quiet, live): return None
     small = averaged_model(trainer)
     if not acc.is_main_process: return None
-    fresh = next(iter(keep_back(images, data, s)[1].values()))
+    fresh = next(iter(fresh.values()))
     with torch.no_grad():
         u = ae.post_quant(ae.unscale(ae.encode(to_float(fresh).to(acc.device))))
         apart = (small(u) - large(u)).square().mean((1, 2, 3))/4 # of pictures from 0 to 1

@@ -93,7 +93,7 @@ def add_stage_options(p: Parser):
     p.add_argument('--long-captions', choices=['error', 'cut'],
                    help='diffusion: captions longer than the encoder reads (default error)')
     p.add_argument('--teacher', type=a_name,
-                   help='distil, decoder: the model to learn from (default postcards-text, postcards-text-fast)')
+                   help='distil, decoder: the model to learn from (distil: default postcards-text; decoder: needed)')
     p.add_argument('--guidance', type=float, help="distil: the weight that is built in (default: the teacher's)")
     p.add_argument('--target-decay', type=float, default=.95,
                    help='distil: how slowly the target follows the student; 0: they are one (default 0.95)')
@@ -153,6 +153,7 @@ def main(argv: list[str] | None = None): # None: the command line
     def run(argv):
         a = read_train(argv)
         if a.on and not a.dry_run: raise ValueError('--on is for --dry-run: it says what a run would take there')
+        if a.stage == 'decoder' and not a.teacher: raise ValueError('decoder: of which model? give --teacher')
         if a.dry_run and a.stage in ('distil', 'decoder'):
             raise ValueError('--dry-run knows reader, autoencoder and diffusion')
         if a.dry_run: return dry_run(a.stage, a.out, on=a.on, **settings(a))

@@ -104,6 +104,7 @@ def main():
         large = copy.deepcopy(student)
         large.autoencoder = copy.deepcopy(teacher.autoencoder)
         for k in (4, 2, 1): keep(f'large {k}', lambda: measured(large, a.n, steps=k))
+        keep('seconds large', lambda: {str(n): seconds(teacher, large, n, 40 if n == 1 else 3) for n in (1, 16)})
     keep('seconds', lambda: {str(n): seconds(teacher, student, n, 40 if n == 1 else 3) for n in (1, 16)})
     for k in (4, 2, 1): keep(f'teacher {k}', lambda: measured(teacher, a.n, steps=k, guidance=3.))
     keep('teacher 50', lambda: measured(teacher, a.n, steps=50, guidance=3.))
