@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_its_own_path_alone(trained):
     with pytest.raises(ValueError, match='shift=2'): recipes.train_diffusion(trained, shift=2., **QUIET)
 
 def test_a_checkpoint_without_a_path_is_of_the_paper():
-    assert differences(dict(lr=1.), dict(lr=1., path='paper', shift=1.)) == []
+    assert differences(dict(lr=1.), dict(lr=1., path='paper', shift=1., align=0.)) == []
     assert differences(dict(lr=1.), dict(lr=1., path='flow', shift=1.)) == ['path: paper then, flow now']
 
 def test_a_config_of_another_path(trained, tmp_path):

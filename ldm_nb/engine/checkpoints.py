@@ -66,15 +66,15 @@ def differences(then: dict, now: dict, at: str = '') -> list[str]: # e.g. 'lr: 0
     return out
 
 UNSAID = ('names',) # of classes
-BEFORE = dict(path='paper', shift=1.) # settings that older checkpoints lack, and what they were
+BEFORE = dict(path='paper', shift=1., align=0.) # settings that older checkpoints lack, and what they were
 
 # of the trainings of this course
 KNOWN_SETTINGS = set("""
     lr lr_schedule betas weight_decay clip ema seed precision steps batch_size model n data init crop autoencoder
     condition
-    path shift teacher grid guidance target_decay
+    path shift align teacher grid guidance target_decay
     prediction_type logit_normal_share pixel_loss kl_weight beta beta_on restarts perceptual perceptual_weight
-    adversary_start adversary_warmup adversary_weight""".split()) # of the trainings of this course
+    adversary_start adversary_warmup adversary_weight scale_equivariance""".split()) # of the trainings of this course
 
 def check_settings(then: dict, now: dict, path: Path): # of the checkpoint; of the run that would go on from it
     "Raise `ValueError` for other settings than those of the run: an unknown one by name, others with both values."
