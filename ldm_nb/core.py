@@ -216,7 +216,7 @@ def build_model(folder: Path, # named in errors
     small = config.get('decoder') # in the place of the first stage's own
     make = with_decoder(partial(construct, Autoencoder), small)
     if shared: ae = shared_autoencoder(folder, first_stage)
-    else: ae = fit(make, 'autoencoder')
+    else: ae = fit(make, 'autoencoder', spare=499 if small else 0)
     if shared and small: ae.decoder = fit(build_decoder, 'decoder')
     net = fit(build_network, 'net')
     embedder = fit(build_embedder, 'embedder', whole=names_model(config['embedder']))

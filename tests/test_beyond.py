@@ -16,7 +16,7 @@ from ldm_nb.cli import recipes, train
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.diffusion import Denoiser, Schedule
 from ldm_nb.embedders import ClassEmbedder
-from ldm_nb.engine.checkpoints import differences
+from ldm_nb.engine.checkpoints import KNOWN_SETTINGS, differences, latest
 from ldm_nb.guidance import Guidance, guide
 from ldm_nb.losses import FirstStageLoss
 from ldm_nb.metrics.reader import load_reader
@@ -385,6 +385,7 @@ def test_a_first_stage_is_trained_for_scale(tmp_path):
     a, b = (recipes.train_autoencoder(tmp_path/k, **how, **more).state_dict()
             for k, more in (('a', {}), ('b', dict(scale_equivariance=.25))))
     assert any(not torch.equal(a[k], b[k]) for k in a)
+    assert 'scale_equivariance' in latest(tmp_path/'b')[0]['settings'].keys() <= KNOWN_SETTINGS # newer ones read it
     assert '--scale-equivariance 0.25' in json.loads((tmp_path/'b'/'config.json').read_text())['card']['command']
 
 
@@ -455,6 +456,7 @@ def test_an_aligned_model_is_a_plain_one(tmp_path):
     b = recipes.train_diffusion(tmp_path/'b', **how).net.state_dict()
     assert a.keys() == b.keys() and any(not torch.equal(a[k], b[k]) for k in a)
     assert LatentDiffusion.from_pretrained(tmp_path/'a').sample(steps=2).shape == (1, 3, 64, 64)
+    assert 'align' in latest(tmp_path/'a')[0]['settings'].keys() <= KNOWN_SETTINGS
     assert '--align 0.5' in json.loads((tmp_path/'a'/'config.json').read_text())['card']['command']
     with pytest.raises(ValueError, match='align: 0.5 then, 0.0 now'):
         recipes.train_diffusion(tmp_path/'a', resume=True, **how)

@@ -30,7 +30,7 @@ def halved(x: Tensor) -> Tensor: return F.avg_pool2d(x, 2) # b c h w -> b c h/2 
 
 class ScaleEquivariantLoss:
     """The loss of a first stage, and besides: a latent at half its size decodes to the picture at half its size
-    (Skorokhodov et al., 2025, eq. 5). Raises `ValueError` for a weight that is not above 0, or a codebook."""
+    (Skorokhodov et al., 2025). Raises `ValueError` for a weight that is not above 0, or a codebook."""
     def __init__(self, objective: FirstStageLoss, weight: float = .25):
         if not 0 < weight < float('inf'): raise ValueError(f'scale_equivariance={weight}: expected a weight above 0')
         self.objective, self.weight = objective, weight

@@ -529,7 +529,8 @@ def build_fitting(make, # config -> module, or None
                   tensors: dict, # name -> tensor: the module takes them over
                   folder: str | Path, # named in errors
                   part: str = '', # 'net.': only tensors whose names begin so, for a part of a larger model
-                  whole: bool = False # `make` loads weights of its own from elsewhere, so it runs once
+                  whole: bool = False, # `make` loads weights of its own from elsewhere, so it runs once
+                  spare: int = 0 # parameters that `make` makes and throws away
     ) -> nn.Module | None: # in evaluation mode
     "The module of a config, with its weights. Raises `ValueError` if the config is impossible or they do not fit."
     tensors = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
@@ -537,7 +538,7 @@ def build_fitting(make, # config -> module, or None
         check_sizes(config)
         if whole: module = make(config)
         else:
-            with without_weights(4*len(tensors) + 99):
+            with without_weights(2*len(tensors) + 99 + spare):
                 with torch.device('meta'): trial = make(config)
                 check_fit({} if trial is None else trial.state_dict(), tensors, folder, part)
                 module = make(config)                                       # its buffers have numbers
