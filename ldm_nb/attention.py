@@ -186,7 +186,7 @@ def token_maps(weights: list[torch.Tensor], # b heads n m each, of any calls and
     ) -> torch.Tensor: # b m h w; at each pixel the tokens share 1
     """Average over heads, layers and calls how much each pixel attends to each token. Raises
     `ValueError` if there are no weights, or if the maps have other proportions than `hw`."""
-    if not weights or not len(weights[0]):
+    if not weights or not weights[0].shape[0]:
         raise ValueError('no weights: was the network called inside the block? '
                          '(At guidance 0 or 1 a batch is not doubled, and has no second half.)')
     maps = []

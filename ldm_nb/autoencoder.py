@@ -74,7 +74,8 @@ class Codebook(nn.Module):
         with torch.autocast(raw.device.type, enabled=False):         # bfloat16 picks wrong codes
             v = rearrange(raw.float(), 'b z h w -> (b h w) z')
             distance = lambda part: e.square().sum(1) - 2*part@e.T   # part n, without part**2
-            with torch.no_grad(): index = torch.cat([distance(p).argmin(1) for p in v.split(1024)])
+            few = [v] if torch.compiler.is_exporting() else v.split(1024) # at a time
+            with torch.no_grad(): index = torch.cat([distance(p).argmin(1) for p in few])
             nearest = rearrange(self.embedding(index), '(b h w) z -> b z h w', h=h, w=w)
         return Codes(raw.float(), nearest, rearrange(index, '(b h w) -> b h w', h=h, w=w))
 
@@ -253,8 +254,7 @@ def save_autoencoder(ae: Autoencoder, folder: str | Path, dtype: torch.dtype | N
     return save_model(folder, dict(kind='autoencoder', model=ae.config, **extra),
                       ae.state_dict(), dtype)
 
-def load_autoencoder(name: str | Path # a name in data/pretrained, or a folder
-    ) -> Autoencoder: # on the CPU, in evaluation mode
-    "Load a first stage. Raises `FileNotFoundError` or `ValueError` as `load_model` does."
+def load_autoencoder(name: str | Path) -> Autoencoder: # a shipped name, or a folder -> on the CPU
+    "Load a first stage, in evaluation mode. Raises `FileNotFoundError` or `ValueError` as `load_model` does."
     folder, config, tensors = open_model(name, 'autoencoder')
     return build_fitting(partial(construct, Autoencoder), config.get('model'), tensors, folder)

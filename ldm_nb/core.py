@@ -36,8 +36,7 @@ class LatentDiffusion(nn.Module):
                  prediction_type: str = 'eps', # what `net` predicts: 'eps', 'x0' or 'v'
                  size: int = 64, # pixels a side it was trained at
                  first_stage: dict | None = None, # dict(name=, hash=) of a shipped autoencoder
-                 sampling: dict | None = None, # for `sampling_sigmas`; None: final_sigma=0,
-                 # down to no noise; {}: its defaults, which end at the noise level of timestep 0
+                 sampling: dict | None = None, # for `sampling_sigmas`; None: dict(final_sigma=0.)
                  fast: dict | None = None): # of a distilled model: dict(steps=, guidance=)
         super().__init__()
         self.autoencoder = autoencoder
@@ -54,7 +53,6 @@ class LatentDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device: return next(self.net.parameters()).device
-
     @property
     def dtype(self) -> torch.dtype: return next(self.net.parameters()).dtype
 
@@ -128,8 +126,7 @@ class LatentDiffusion(nn.Module):
         "Noise of the first level; around `init`, if there is one."
         part = slice(items.start, items.stop)
         like = torch.empty(len(items), *request.shape, dtype=torch.float32)
-        unit = noise(like) if request.latents is None else request.latents[part]
-        unit = unit.to(self.device)
+        unit = (noise(like) if request.latents is None else request.latents[part]).to(self.device)
         sigma = request.sigmas[0].item()
         if request.init is None: return unit*(1 + sigma**2)**.5 # unit latents plus noise: so large
         init = request.init if len(request.init) == 1 else request.init[part] # 1 or b, 3 h w
@@ -140,11 +137,10 @@ class LatentDiffusion(nn.Module):
         e = self.embedder
         if e is None: return self.denoise
         prompts = request.prompts[part]
-        n = len(prompts)
         rows = e.prepare(prompts, self.autoencoder)
         c = null = e(rows) # at w = 1 null is not used, but comes in a pair
         if request.negative: null = e(e.prepare(request.negative[part], self.autoencoder))
-        elif request.guidance.w != 1: null = e.null(n, request.shape[1:], rows)
+        elif request.guidance.w != 1: null = e.null(len(prompts), request.shape[1:], rows)
         cast = lambda c: Cond(*(slot if slot is None else slot.to(self.dtype) for slot in c))
         return guide(self.denoise, cast(c), cast(null), request.guidance)
 
@@ -164,6 +160,11 @@ class LatentDiffusion(nn.Module):
         "Sample faster from now on; the first image of each batch size waits for minutes."
         from ldm_nb.fast.compile import compile_model
         return compile_model(self, **how)
+
+    def export_onnx(self, folder: str | Path, **how) -> Path: # how: as for the function so called
+        "Write the networks as ONNX files, for other runtimes (interop/10)."
+        from ldm_nb.interop.onnx import export_onnx
+        return export_onnx(self, folder, **how)
 
     def save_pretrained(self, folder: str | Path, # made if it is not there
                         dtype: torch.dtype | None = None, # store in this type

@@ -149,7 +149,7 @@ def check_latent(net: nn.Module, z: Tensor, # a `UNet`, b c h w
         if ch < net.in_ch and not extra: advice = f'give the other {net.in_ch - ch} as c.concat'
         raise ValueError(f'{ch} channels of the latent and {extra} of c.concat: this network '
                          f'expects {net.in_ch} in all; {advice}')
-    if extra and (len(concat), *concat.shape[2:]) != (b, h, w):
+    if extra and (concat.shape[0], *concat.shape[2:]) != (b, h, w):
         raise ValueError(f'c.concat is {tuple(concat.shape)} beside a latent of {tuple(z.shape)}: '
                          f'expected {b} items of {h}x{w}; resize it first')
 
@@ -178,8 +178,8 @@ def check_slot(name: str, # 'context' or 'vector'
 def check_inputs(net: nn.Module, z: Tensor, c: Cond) -> None: # a `UNet`, b c h w, its condition
     "Check latent and condition. Raises `ValueError` if they do not fit the network."
     check_latent(net, z, c.concat)
-    check_slot('context', c.context, net.context_dim, 'b, n', len(z))
-    check_slot('vector', c.vector, net.vector_dim, 'b', len(z))
+    check_slot('context', c.context, net.context_dim, 'b, n', z.shape[0])
+    check_slot('vector', c.vector, net.vector_dim, 'b', z.shape[0])
 
 # %% ../nbs/story/06_unet.ipynb #fccbe127
 def unet_parts(ch, attn_factors, attn, heads, head_ch, groups, dropout, scale_shift,

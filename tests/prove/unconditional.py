@@ -17,6 +17,7 @@ from ldm_nb.metrics.evaluate import evaluate
 UNIFORM = dict(logit_normal_share=0.)
 SETTINGS = {'recipe': {}, 'uniform': UNIFORM, 'eps': dict(prediction_type='eps', **UNIFORM), 'flow': dict(path='flow'),
             'flow uniform': dict(path='flow', **UNIFORM), 'align': dict(align=.5),
+            'eps align': dict(prediction_type='eps', align=.5, **UNIFORM),
             'equivariant': dict(autoencoder='runs/ae-equivariant')}
 KEPT = ('FID', 'precision', 'recall')
 
