@@ -24,12 +24,14 @@ STUDENT ?= student/nbs
 DIR     ?= $(STUDENT)
 PORT    ?= 8866
 
-.PHONY: help setup demo speedrun lab app student grade check quick test bench prove notebooks readme
+.PHONY: help setup demo speedrun lab app student grade check quick test bench prove notebooks readme site serve
 help:
 	@echo 'make demo       captions become postcards: writes demo.png     (first 3 min to install, then under half a minute)'
 	@echo 'make speedrun   a text-to-image model from nothing, against the clock (SEED=0 OUT=runs/speedrun-0; under an hour on two cores)'
 	@echo 'make lab        opens JupyterLab at the first chapter'
 	@echo 'make app        the panels as a web page, on this machine alone   (PORT=8866; Ctrl-C ends it)'
+	@echo 'make site       all chapters as a web site, in _site/              (needs npm; 2 min when a chapter has changed)'
+	@echo 'make serve      builds the site and shows it, on this machine     (PORT=8867; Ctrl-C ends it)'
 	@echo 'make student    the notebooks without their solutions, in student/nbs, in the same folders   (STUDENT=elsewhere/nbs)'
 	@echo 'make grade      tries the answers in DIR, by default student/nbs   (under a minute)'
 	@echo 'make setup      installs everything into $(VENV), once             (3 min; 6 GB on Linux)'
@@ -59,6 +61,13 @@ app: $(PACKAGE) $(TOOLS)
 	@$(BIN)/python -m voila nbs/lab/04_lab.ipynb --Voila.ip=127.0.0.1 --port=$(PORT) --no-browser --show_tracebacks=True \
 	  --VoilaConfiguration.extension_denylist=jupyterlab-jupytext
 
+site: $(PACKAGE) $(TOOLS)
+	@$(BIN)/python site/build.py --out _site
+
+serve: PORT := 8867
+serve: site
+	@$(BIN)/python site/serve.py --root _site --port $(PORT)
+
 student: $(PACKAGE)
 	@$(BIN)/python -m ldm_nb.course.grading student --out '$(STUDENT)'
 
@@ -67,7 +76,7 @@ grade: $(PACKAGE)
 
 check: $(PACKAGE) $(TOOLS)
 	@bad=0; for c in 'notebooks.py check' story.py 'diagrams.py check' 'times.py check' 'readme.py --check'; do $(BIN)/python .ci/$$c || bad=1; done; \
-	$(RUFF) nbs tests .ci setup.py || bad=1; $(RUFF) --select F ldm_nb || bad=1; exit $$bad
+	$(RUFF) nbs tests .ci site setup.py || bad=1; $(RUFF) --select F ldm_nb || bad=1; exit $$bad
 
 quick: check
 	@$(BIN)/python .ci/quick.py
@@ -75,6 +84,7 @@ quick: check
 # one thread a worker: two workers on two cores then do not fight over them
 test: check
 	@$(BIN)/python .ci/nbdev3.py
+	@$(BIN)/python site/build.py --packages || echo 'Without them the explainer is not tested.'
 	@echo 'Running every notebook, $(WORKERS) at a time ...'
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers $(WORKERS) --timing
 	@echo 'Running the tests in tests/ ...'

@@ -36,8 +36,8 @@ def refused(r: subprocess.CompletedProcess
 
 
 # few tests that take long: begun last they would run alone, while the other worker is done
-LONG = [f'test_{o}.py' for o in '''processes commands browser first_stage story runs breaking compvis evaluate exercises
-    pretrained api cache strangers damage'''.split()]
+LONG = [f'test_{o}.py' for o in '''processes explainer commands site onnx explainer_core browser first_stage story runs
+    breaking compvis evaluate exercises pretrained api cache strangers damage'''.split()]
 
 
 def pytest_collection_modifyitems(items):

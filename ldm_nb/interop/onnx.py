@@ -39,7 +39,7 @@ class NetworkGraph(nn.Module):
         weights = [w for calls in seen.values() for w in calls]             # b heads n m each
         return out, token_maps(weights, z.shape[2:])                        # b c h w, b m h w
 
-# %% ../../nbs/interop/10_onnx.ipynb #a1e2cf7c
+# %% ../../nbs/interop/10_onnx.ipynb #186cef78
 def to_onnx(module: nn.Module, # takes and returns tensors
             inputs: dict[str, Tensor], # name -> an example; the first axis of each is the batch
             outputs: list[str], # names
@@ -56,6 +56,7 @@ def to_onnx(module: nn.Module, # takes and returns tensors
     first, rest = ([{0: batch} for _ in part] for part in (list(inputs)[:named], list(inputs)[named:]))
     shapes = (*first, tuple(rest)) if rest else tuple(first)
     with evaluating(module), torch.no_grad():
+        module(*inputs.values())                                        # makes what is made once, e.g. positions
         traced = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
         program = torch.onnx.export(traced, dynamo=True, external_data=False, verbose=False,
                                     input_names=list(inputs), output_names=outputs)
