@@ -143,9 +143,8 @@ def explainer(out: Path, with_models: bool): # its own files, the runtime, the m
         if p.suffix in PLAY and not {'node_modules', '_static'} & set(inside.parts):
             copy(p, out/'play'/inside)
     for name in RUNTIME: copy(MODULES/'onnxruntime-web/dist'/name, out/'play/ort'/name)
-    if with_models:
-        models(out)
-        postcards(out)
+    postcards(out)
+    if with_models: models(out)
 
 
 def build(out: Path, with_models: bool):
@@ -163,7 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--out', type=Path, default=ROOT/'_site', help='the folder of the site (default _site)')
     parser.add_argument('--no-models', action='store_true',
-                        help='leave out the exported models and the postcards of the explainer')
+                        help='leave out the exported models of the explainer')
     parser.add_argument('--check', action='store_true',
                         help='build nothing: check the links and formulas of the site in --out')
     parser.add_argument('--packages', action='store_true', help='build nothing: get what npm brings')

@@ -118,10 +118,14 @@ def code_cells(page: Page, cell, play: bool, needed: set) -> list: # as shown: n
     return [anchor, new] if 'export' in first else [new]
 
 
+DOORS = ('ldm_nb.data', 'ldm_nb.pretrained') # they hand names on, and have no page of reference
+
+
 def tools(page: Page) -> str: # the line below the title
     links = [f'<a href="{page.up}notebooks/{page.name}.ipynb" download>Download this notebook</a>']
-    if page.module: links.append(f'<a href="{page.up}api/{page.module.removeprefix("ldm_nb.")}.html">'
-                                 f'Reference of <code>{page.module}</code></a>')
+    if page.module and page.module not in DOORS:
+        links.append(f'<a href="{page.up}api/{page.module.removeprefix("ldm_nb.")}.html">'
+                     f'Reference of <code>{page.module}</code></a>')
     return f'<p class="chapter-tools">{" ".join(links)}</p>'
 
 

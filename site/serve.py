@@ -98,8 +98,9 @@ def main():
                  f'try make serve PORT={args.port + 1}')
     for end in (signal.SIGINT, signal.SIGTERM): # also where a shell that runs it in the background has them ignored
         signal.signal(end, signal.default_int_handler)
-    print(f'The site: http://127.0.0.1:{s.server_port}/ (this machine alone; Ctrl-C ends it)', flush=True)
-    try: s.serve_forever()
+    try:
+        print(f'The site: http://127.0.0.1:{s.server_port}/ (this machine alone; Ctrl-C ends it)', flush=True)
+        s.serve_forever()
     except KeyboardInterrupt: print()
     finally: s.server_close()
 
