@@ -255,6 +255,6 @@ def save_autoencoder(ae: Autoencoder, folder: str | Path, dtype: torch.dtype | N
                       ae.state_dict(), dtype)
 
 def load_autoencoder(name: str | Path) -> Autoencoder: # a shipped name, or a folder -> on the CPU
-    "Load a first stage, in evaluation mode. Raises `FileNotFoundError` or `ValueError` as `load_model` does."
+    "Load a first stage, to evaluate. Raises `FileNotFoundError` or `ValueError` as `load_model`."
     folder, config, tensors = open_model(name, 'autoencoder')
     return build_fitting(partial(construct, Autoencoder), config.get('model'), tensors, folder)

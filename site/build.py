@@ -60,7 +60,7 @@ def mathjax(out: Path): # with its font, and what reads formulas aloud in Englis
         copy(MODULES/'@mathjax/mathjax-newcm-font'/name, out/'_static/mathjax-fonts/mathjax-newcm-font'/name)
 
 
-def chapters(out: Path, play: bool): # every page, by Sphinx
+def chapters(out: Path): # every page, by Sphinx
     from sphinx.cmd.build import build_main
     import chapters
     import reference
@@ -69,7 +69,7 @@ def chapters(out: Path, play: bool): # every page, by Sphinx
     for old in out.iterdir():
         if old.name in ('.cache', 'play'): continue
         shutil.rmtree(old) if old.is_dir() else old.unlink()
-    pages = chapters.write_all(src, play)
+    pages = chapters.write_all(src)
     reference.write_all(src, pages)
     copy(ROOT/'nbs/images', src/'images')
     words = ['-b', 'html', '-c', str(HERE), '-d', str(out/'.cache/doctrees'), '-E', '-a', '-q', '-W', '--keep-going',
@@ -79,26 +79,25 @@ def chapters(out: Path, play: bool): # every page, by Sphinx
     mathjax(out)
 
 
-def chapters_if_changed(out: Path, play: bool) -> bool:
+def chapters_if_changed(out: Path) -> bool:
     sources = [*(ROOT/'nbs').rglob('*'), *(ROOT/'ldm_nb').rglob('*.py'), *HERE.glob('*.py'), HERE/'package.json',
-               *(HERE/'_static').rglob('*'), ROOT/'CONTRIBUTING.md',
-               ROOT/'CHANGELOG.md']
+               *(HERE/'_static').rglob('*'), ROOT/'CONTRIBUTING.md', ROOT/'CHANGELOG.md']
     sources = [p for p in sources if '.ipynb_checkpoints' not in p.parts]
     versions = (version(n) for n in ('sphinx', 'myst-nb', 'sphinx-book-theme'))
-    stamp, now = out/'.cache/stamp', digest(sources, f'play={play}', *versions)
+    stamp, now = out/'.cache/stamp', digest(sources, *versions)
     if stamp.is_file() and stamp.read_text() == now: return False
     stamp.unlink(missing_ok=True)
-    chapters(out, play)
+    chapters(out)
     stamp.write_text(now)
     return True
 
 
-def exported(name: str, cache: Path) -> Path | None: # a model's export; made again when weights or code have changed
-    code = [ROOT/'ldm_nb/interop/onnx.py', *(ROOT/'ldm_nb').glob('*.py'), *(ROOT/'ldm_nb/paper').glob('*.py')]
+def exported(name: str, cache: Path) -> Path: # a model's export; made again when weights or code have changed
+    parts = ('', 'paper', 'beyond') # where networks and embedders are
+    code = [ROOT/'ldm_nb/interop/onnx.py', *(p for part in parts for p in (ROOT/'ldm_nb'/part).glob('*.py'))]
     folder = cache/f'{name}-{digest([*(ROOT/"data/pretrained"/name).rglob("*"), *code], version("torch"))}'
     if folder.is_dir(): return folder
     from ldm_nb.core import LatentDiffusion
-    if not hasattr(LatentDiffusion, 'export_onnx'): return None
     for old in cache.glob(f'{name}-????????????????'): shutil.rmtree(old)
     print(f'Exporting {name} ...', flush=True)
     half = cache/f'{name}.half'
@@ -111,12 +110,7 @@ def exported(name: str, cache: Path) -> Path | None: # a model's export; made ag
 def models(out: Path):
     cache = out/'.cache/models'
     cache.mkdir(parents=True, exist_ok=True)
-    missing = []
-    for name in MODELS:
-        folder = exported(name, cache)
-        if folder: copy(folder, out/'play/models'/name)
-        else: missing.append(name)
-    if missing: print(f'Not exported, because this version of ldm_nb cannot: {", ".join(missing)}')
+    for name in MODELS: copy(exported(name, cache), out/'play/models'/name)
 
 
 def postcards(out: Path): # images for the panels to begin with
@@ -151,10 +145,10 @@ def build(out: Path, with_models: bool):
     if out.is_dir() and any(out.iterdir()) and not (out/'.cache').is_dir():
         raise Refused(f'{out} is not empty, and this command did not make it: name another folder with --out')
     (out/'.cache').mkdir(parents=True, exist_ok=True)
-    start, play = time.time(), (HERE/'index.html').is_file()
+    start = time.time()
     npm_packages()
-    if not chapters_if_changed(out, play): print('No chapter has changed since the last time.')
-    if play: explainer(out, with_models)
+    explainer(out, with_models) # first: Sphinx makes the packages that export talk
+    if not chapters_if_changed(out): print('No chapter has changed since the last time.')
     print(f'The site is in {out} (made in {time.time() - start:.0f} s); make serve shows it.')
 
 

@@ -81,24 +81,24 @@ def live(page: Page, panel: tuple) -> str:
             f'title="Live panel: {title}"></iframe>')
 
 
-def panel_outputs(page: Page, cell, play: bool) -> list: # the live panel where there is one, above its pictures
+def panel_outputs(page: Page, cell) -> list: # the live panel where there is one, above its pictures
     panel = panel_of(cell)
     if panel is None: return cell.outputs
     shown = []
     for o in cell.outputs:
         data = o.get('data', {})
         if '(Here belong' in str(data.get('text/plain')):
-            if panel and play: shown.append(nbformat.v4.new_output('display_data', {'text/html': live(page, panel)}))
+            if panel: shown.append(nbformat.v4.new_output('display_data', {'text/html': live(page, panel)}))
         elif 'need a running kernel' in data.get('text/markdown', ''):
             says = data['text/markdown'].rpartition('The strip says the same: ')[2]
-            before = ('The same as images' if panel and play else
+            before = ('The same as images' if panel else
                       'Its controls need a running kernel; here it is as images')
             shown.append(nbformat.v4.new_output('display_data', {'text/markdown': f'{before}: {says}'}))
         else: shown.append(o)
     return shown
 
 
-def code_cells(page: Page, cell, play: bool, needed: set) -> list: # as shown: none, one, or with an anchor before it
+def code_cells(page: Page, cell, needed: set) -> list: # as shown: none, one, or with an anchor before it
     words = [d.split() for d in DIRECTIVE.findall(cell.source)]
     first = {w[0].rstrip(':') for w in words if w}
     if {'hide', 'default_exp'} & first: return []
@@ -107,7 +107,7 @@ def code_cells(page: Page, cell, play: bool, needed: set) -> list: # as shown: n
         if 'text/markdown' in o.get('data', {}):
             o.data['text/markdown'] = with_links(o.data['text/markdown'], page.at, needed)
     if 'echo' in first and not cell.outputs: return []
-    new = nbformat.v4.new_code_cell(source, outputs=panel_outputs(page, cell, play), id=cell.id)
+    new = nbformat.v4.new_code_cell(source, outputs=panel_outputs(page, cell), id=cell.id)
     new.metadata['mystnb'] = dict(image=dict(alt='Image made by the code above'))
     if 'echo' in first: new.metadata['tags'] = ['remove-input']
     elif cell.metadata.get('jupyter', {}).get('source_hidden'):
@@ -129,12 +129,12 @@ def tools(page: Page) -> str: # the line below the title
     return f'<p class="chapter-tools">{" ".join(links)}</p>'
 
 
-def shown(page: Page, play: bool, needed: set): # the notebook that Sphinx reads
+def shown(page: Page, needed: set): # the notebook that Sphinx reads
     cells = []
     for cell in page.nb.cells:
         if cell.cell_type == 'markdown':
             cells.append(nbformat.v4.new_markdown_cell(with_links(cell.source, page.at, needed)))
-        elif cell.cell_type == 'code': cells += code_cells(page, cell, play, needed)
+        elif cell.cell_type == 'code': cells += code_cells(page, cell, needed)
     head = next(c for c in cells if re.search(r'^# ', c.source, re.M))
     head.source = re.sub(r'^(# .+)$', lambda m: f'{m[1]}\n\n{tools(page)}', head.source, count=1, flags=re.M)
     language = dict(name='python', pygments_lexer='ipython3')
@@ -147,18 +147,15 @@ def toctree(names: list[str], caption: str = '') -> str:
     return '\n'.join(['```{toctree}', f':hidden:\n{head}', *names, '```'])
 
 
-def first_links(play: bool) -> str: # at the top of the front page
-    typed = '<a class="go" href="play/index.html">Type a caption</a>' if play else ''
-    says = ('Type a caption, and a model of this course draws it on this page: nothing to install, and nothing '
-            'you type leaves your computer. Or begin to read.') if play else 'Read the course from the first chapter.'
-    return (f'<p>{says}</p><p class="first">{typed}'
-            '<a class="go second" href="story/00_start_here.html">Start the course</a></p>')
+FIRST = """<p>Type a caption, and a model of this course draws it on this page: nothing to install, and nothing you type
+leaves your computer. Or begin to read.</p><p class="first"><a class="go" href="play/index.html">Type a caption</a><a
+class="go second" href="story/00_start_here.html">Start the course</a></p>""" # at the top of the front page
 
 
-def front(play: bool, needed: set): # the front page: README's source, the first links, and the tree of all pages
-    nb = shown(Page('index'), play, needed)
+def front(needed: set): # the front page: README's source, the first links, and the tree of all pages
+    nb = shown(Page('index'), needed)
     nb.cells[0].source = re.sub(r'\n*<p class="chapter-tools">.*?</p>', '', nb.cells[0].source)
-    nb.cells.insert(1, nbformat.v4.new_markdown_cell(first_links(play)))
+    nb.cells.insert(1, nbformat.v4.new_markdown_cell(FIRST))
     (story, chapters), *others = parts().items()
     folders = [f'{names[0].partition("/")[0]}/index' for _, names in others]
     trees = [toctree(chapters, story), toctree(folders, 'Around the story'),
@@ -177,14 +174,14 @@ def write(text: str, path: Path):
     path.write_text(text, encoding='utf-8')
 
 
-def write_all(src: Path, play: bool) -> list[Page]: # every page but the reference
+def write_all(src: Path) -> list[Page]: # every page but the reference
     needed, made = set(), []
     for i, (title, names) in enumerate(parts().items()):
         pages = [Page(n) for n in names]
-        for page in pages: write(nbformat.writes(shown(page, play, needed)), src/f'{page.name}.ipynb')
+        for page in pages: write(nbformat.writes(shown(page, needed)), src/f'{page.name}.ipynb')
         if i: write(folder_page(title, pages), src/names[0].partition('/')[0]/'index.md')
         made += pages
-    write(nbformat.writes(front(play, needed)), src/'index.ipynb')
+    write(nbformat.writes(front(needed)), src/'index.ipynb')
     for name in PAGES: write(with_links((ROOT/name).read_text(encoding='utf-8'), '.', needed), src/name)
     for name in needed: # a licence, a table of results: offered as they are
         if (ROOT/name).is_file(): write((ROOT/name).read_text(encoding='utf-8'), src/name)

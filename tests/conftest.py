@@ -1,17 +1,36 @@
-"What the tests share: where the tree is, and how to run the commands."
+"What the tests share: where the tree is, how to run the commands, and a browser."
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+try: from playwright.sync_api import sync_playwright
+except ImportError: sync_playwright = None
+
 ROOT = Path(__file__).resolve().parent.parent
+SCREENS = ROOT/'runs/screens' # pictures of pages that the tests leave
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+NO_BROWSER = ('no chromium here (Debian: apt install chromium)' if CHROMIUM is None else # '' where there is one
+              "no playwright here (pip install -e '.[dev]')" if sync_playwright is None else '')
 
 
 @pytest.fixture(scope='session')
 def root() -> Path: return ROOT
+
+
+@pytest.fixture(scope='module')
+def browser(): # asks nothing of the network
+    SCREENS.mkdir(parents=True, exist_ok=True)
+    quiet = ('background-networking', 'component-update', 'sync', 'gpu')
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM,
+                              args=['--no-sandbox', '--no-first-run', *(f'--disable-{k}' for k in quiet)])
+        yield b
+        b.close()
 
 
 def run(*words, cwd=None, timeout=300, **env

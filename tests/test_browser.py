@@ -17,19 +17,13 @@ import nbformat
 import numpy as np
 import pytest
 from PIL import Image
-from conftest import ROOT
+from conftest import NO_BROWSER, ROOT, SCREENS
 from ldm_nb.datasets.images import to_uint8
 from ldm_nb.datasets.postcards import Postcards
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-try: from playwright.sync_api import TimeoutError as PlaywrightTimeout, sync_playwright
-except ImportError: sync_playwright = None
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None,
-                       reason='no chromium here, so no panel was seen in a browser; on Debian: apt install chromium'),
-    pytest.mark.skipif(sync_playwright is None,
-                       reason="no playwright here, so no panel was seen in a browser; pip install -e '.[dev]'")]
-SCREENS = ROOT/'runs/screens'
+try: from playwright.sync_api import TimeoutError as PlaywrightTimeout
+except ImportError: pass
+pytestmark = pytest.mark.skipif(NO_BROWSER, reason=f'{NO_BROWSER}, so no panel was seen in a browser')
 SECOND = 1000 # playwright counts milliseconds
 
 
@@ -95,17 +89,6 @@ def write(path, *cells): # a notebook of code cells
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nb.metadata['kernelspec'] = dict(name='python3', display_name='python3', language='python')
     nbformat.write(nb, path)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    SCREENS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM,
-                              args=['--no-sandbox', '--disable-gpu', '--no-first-run',
-                                    '--disable-background-networking', '--disable-component-update', '--disable-sync'])
-        yield b
-        b.close()
 
 
 @pytest.fixture(scope='module')

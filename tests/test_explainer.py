@@ -19,25 +19,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from conftest import ROOT
+from conftest import NO_BROWSER, ROOT, SCREENS
 from ldm_nb.core import LatentDiffusion
 from ldm_nb.datasets.postcards import Postcards
-from ldm_nb.engine.files import cache_folder
 from ldm_nb.engine.seeds import ItemNoise
 from ldm_nb.metrics.reader import load_reader, read
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-try: from playwright.sync_api import sync_playwright
-except ImportError: sync_playwright = None
 PACKAGES = Path(os.environ.get('LDM_NODE_MODULES', ROOT/'site/node_modules'))
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None or sync_playwright is None,
-                       reason='no chromium or no playwright here, so the explainer was not seen in a browser'),
+    pytest.mark.skipif(NO_BROWSER, reason=f'{NO_BROWSER}, so the explainer was not seen in a browser'),
     pytest.mark.skipif(not (PACKAGES/'onnxruntime-web').is_dir(),
                        reason='no onnxruntime-web here, so the explainer was not run: make site gets it'),
     pytest.mark.skipif(importlib.util.find_spec('onnxscript') is None,
                        reason="no onnxscript here, so no model was exported: pip install -e '.[dev]'")]
-SCREENS = ROOT/'runs/screens'
 SECOND = 1000 # playwright counts milliseconds
 CAPTION = 'a red house on a snowy hill at night'
 FAST, FULL = '#fast-picture', '#picture'
@@ -83,13 +77,12 @@ def play(tmp_path_factory) -> Path: # the built page
     build.MODULES = PACKAGES
     out = tmp_path_factory.mktemp('site')
     build.explainer(out, with_models=False)
-    build.postcards(out)
     for name in build.MODELS: shutil.copytree(export(build, name), out/'play/models'/name)
     return out/'play'
 
 def export(build, name: str) -> Path: # made again only when weights or code have changed, or as LDM_EXPORTS says
     if 'LDM_EXPORTS' in os.environ: return Path(os.environ['LDM_EXPORTS'])/name
-    cache = cache_folder()/'exports'
+    cache = ROOT/'_site/.cache/models' # that of make site
     cache.mkdir(parents=True, exist_ok=True)
     return build.exported(name, cache)
 
@@ -99,17 +92,6 @@ def server(play):
     s = Server(play)
     yield s
     s.stop()
-
-
-@pytest.fixture(scope='module')
-def browser():
-    SCREENS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as p:
-        b = p.chromium.launch(executable_path=CHROMIUM,
-                              args=['--no-sandbox', '--disable-gpu', '--no-first-run',
-                                    '--disable-background-networking', '--disable-component-update', '--disable-sync'])
-        yield b
-        b.close()
 
 
 LONG_TASKS = '''window.longest = 0

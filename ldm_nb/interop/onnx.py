@@ -90,7 +90,7 @@ def store_half(graph, # an `onnx.GraphProto`, changed in place
 
 # %% ../../nbs/interop/10_onnx.ipynb #66fc8c7b
 @singledispatch
-def describe(embedder, ldm) -> tuple[dict, Tensor]: # what a host must know, ready for JSON; one row (1, ...)
+def describe(embedder, ldm) -> tuple: # what a host must know, ready for JSON; one row (1, ...), of a hybrid by part
     "Raises `ValueError` for a kind of condition that is not exported."
     kind = shown(getattr(embedder, 'kind', embedder))
     raise ValueError(f'a condition of the kind {kind} is not exported: its tokens come from a package that other '
@@ -127,7 +127,9 @@ def _(e: ImageEmbedder, ldm):
 
 @describe.register
 def _(e: HybridEmbedder, ldm):
-    return dict(kind='hybrid', parts={k: describe(part, ldm)[0] for k, part in e.parts.items()}), torch.zeros(1)
+    found = {k: describe(part, ldm) for k, part in e.parts.items()}
+    abouts, rows = ({k: v[i] for k, v in found.items()} for i in (0, 1))
+    return dict(kind='hybrid', parts=abouts), rows
 
 # %% ../../nbs/interop/10_onnx.ipynb #49012b8b
 class EmbedderGraph(nn.Module):
@@ -145,9 +147,9 @@ class EmbedderGraph(nn.Module):
 
 def example_rows(ldm) -> dict[str, Tensor]: # a LatentDiffusion with an embedder -> name -> (2, ...)
     "Rows to trace an embedder with: `ids` or `map`; of a hybrid, each part's under its own name."
-    e = ldm.embedder
-    parts = e.parts if isinstance(e, HybridEmbedder) else {'map' if e.kind == 'map' else 'ids': e}
-    return {k: torch.cat([describe(part, ldm)[1].cpu()]*2) for k, part in parts.items()}
+    row = describe(ldm.embedder, ldm)[1]
+    rows = row if isinstance(row, dict) else {'map' if ldm.embedder.kind == 'map' else 'ids': row}
+    return {k: torch.cat([v.cpu()]*2) for k, v in rows.items()}
 
 # %% ../../nbs/interop/10_onnx.ipynb #8ba87b73
 def export_onnx(ldm, # a LatentDiffusion; as it is, for pictures of the size it was trained at

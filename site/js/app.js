@@ -13,8 +13,7 @@ const PANELS = {caption, steps, noise, firststage, layout, inpaint}
 function startTheme() {
   const button = byId('theme')
   const root = document.documentElement
-  const dark = () => root.dataset.theme
-    ? root.dataset.theme === 'dark' : matchMedia('(prefers-color-scheme: dark)').matches
+  const dark = () => root.dataset.theme === 'dark' // set by theme.js, which hears of changes first
   const name = () => { button.textContent = dark() ? 'Light colours' : 'Dark colours' }
   button.addEventListener('click', () => {
     root.dataset.theme = dark() ? 'light' : 'dark'
