@@ -23,7 +23,7 @@ from ldm_nb.datasets.postcards import Postcards
 
 try: from playwright.sync_api import TimeoutError as PlaywrightTimeout
 except ImportError: pass
-pytestmark = pytest.mark.skipif(NO_BROWSER, reason=f'{NO_BROWSER}, so no panel was seen in a browser')
+pytestmark = pytest.mark.skipif(bool(NO_BROWSER), reason=f'{NO_BROWSER}, so no panel was seen in a browser')
 SECOND = 1000 # playwright counts milliseconds
 
 
@@ -330,7 +330,8 @@ def test_front_end_without_widgets(page, lab):
     write(lab.folder/'without.ipynb', *NOISE)
     open_notebook(page, lab, 'without.ipynb')
     run_all(page, 60)
-    assert not page.get_by_role('slider').count() and page.get_by_text('a front end with Jupyter widgets').count()
+    page.get_by_text('a front end with Jupyter widgets').first.wait_for() # a cell is done before its output is drawn
+    assert not page.get_by_role('slider').count()
     assert page.locator('.jp-OutputArea img[src^="data:image/jpeg"]').is_visible()
     shot(page, 'without-widgets')
 

@@ -27,7 +27,7 @@ from ldm_nb.metrics.reader import load_reader, read
 
 PACKAGES = Path(os.environ.get('LDM_NODE_MODULES', ROOT/'site/node_modules'))
 pytestmark = [
-    pytest.mark.skipif(NO_BROWSER, reason=f'{NO_BROWSER}, so the explainer was not seen in a browser'),
+    pytest.mark.skipif(bool(NO_BROWSER), reason=f'{NO_BROWSER}, so the explainer was not seen in a browser'),
     pytest.mark.skipif(not (PACKAGES/'onnxruntime-web').is_dir(),
                        reason='no onnxruntime-web here, so the explainer was not run: make site gets it'),
     pytest.mark.skipif(importlib.util.find_spec('onnxscript') is None,
