@@ -72,9 +72,12 @@ def chapters(out: Path): # every page, by Sphinx
     pages = chapters.write_all(src)
     reference.write_all(src, pages)
     copy(ROOT/'nbs/images', src/'images')
+    made = out/'.cache/html' # not `out` itself: myst-nb puts the images of the outputs beside what it writes
+    shutil.rmtree(made, ignore_errors=True)
     words = ['-b', 'html', '-c', str(HERE), '-d', str(out/'.cache/doctrees'), '-E', '-a', '-q', '-W', '--keep-going',
-             str(src), str(out)]
+             str(src), str(made)]
     if build_main(words): raise Refused('Sphinx has something to say about the pages; see above')
+    for p in made.iterdir(): p.rename(out/p.name)
     for page in pages: copy(page.path, out/'notebooks'/f'{page.name}.ipynb')
     mathjax(out)
 

@@ -1,5 +1,7 @@
 "A wheel, made from the source archive, in an empty folder: models, data and commands are all there, without a clone."
-import os, subprocess, sys, tarfile, zipfile
+import ast, os, re, subprocess, sys, tarfile, zipfile
+from configparser import ConfigParser
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 import pytest
 import ldm_nb
@@ -76,3 +78,47 @@ def test_data_beside_the_package_belong_to_somebody_else(tmp_path, monkeypatch):
     assert files.data_folders() == [tmp_path/'data', tmp_path/'ldm_nb/shipped']
     monkeypatch.setenv('LDM_NB_DATA', str(tmp_path/'none'))
     with pytest.raises(FileNotFoundError, match='LDM_NB_DATA names .*none'): files.data_folders()
+
+OPTIONAL = {'onnx', 'onnxruntime', 'onnxscript', 'pillow_heif', 'torch_fidelity'} # said where they are missing
+
+def imported(paths, also=()) -> dict[str, Path]: # name of a package -> a file that needs it
+    found = {name: where for name, where in also}
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Import): names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level: names = [node.module]
+            else: continue
+            found |= {n.split('.')[0]: path for n in names}
+    return found
+
+def brought(wanted: str) -> set[str]: # by installing these, with all that they need
+    todo, got = [canonical(re.split(r'[<>=!~\[]', w)[0]) for w in wanted.split()], set()
+    while todo:
+        name = todo.pop()
+        if name in got: continue
+        got.add(name)
+        try: needs = requires(name) or []
+        except PackageNotFoundError: continue
+        todo += [canonical(re.match(r'[\w.-]+', n)[0]) for n in needs if 'extra ==' not in n]
+    return got
+
+def undeclared(names: dict, wanted: str) -> list[str]: # imported packages that nothing we ask for brings
+    own = {p.stem for folder in ('tests', 'tests/prove', 'site', '.ci') for p in (ROOT/folder).glob('*.py')}
+    known = own | {'ldm_nb', 'prove'} | sys.stdlib_module_names | OPTIONAL
+    there, sources = brought(wanted), packages_distributions()
+    return [f'{name} ({path.relative_to(ROOT)})' for name, path in sorted(names.items())
+            if name not in known and not there & {canonical(d) for d in sources.get(name, [name])}]
+
+def canonical(name: str) -> str: return re.sub(r'[-_.]+', '-', name).lower()
+
+def test_what_is_imported_is_declared():
+    cfg = ConfigParser(delimiters=['='], interpolation=None)
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg = cfg['DEFAULT']
+    wanted = cfg['requirements'] + ' ' + cfg['emoji_requirements']
+    assert undeclared(imported((ROOT/'ldm_nb').rglob('*.py')), wanted) == []
+    conf = {}
+    exec((ROOT/'site/conf.py').read_text(encoding='utf-8'), conf)
+    also = [(n.split('.')[0], ROOT/'site/conf.py') for n in (*conf['extensions'], conf['html_theme'])]
+    others = [p for folder in ('tests', 'site', '.ci') for p in (ROOT/folder).rglob('*.py') if 'node_modules' not in p.parts]
+    assert undeclared(imported(others, also), cfg['requirements'] + ' ' + cfg['dev_requirements']) == []

@@ -22,14 +22,15 @@ sys.path.insert(0, str(SITE))
 build, chapters, check, reference, serve = map(
     importlib.import_module, ('build', 'chapters', 'check', 'reference', 'serve'))
 
-SEEN = pytest.mark.skipif(NO_BROWSER, reason=f'{NO_BROWSER}, so no page was seen in a browser')
+SEEN = pytest.mark.skipif(bool(NO_BROWSER), reason=f'{NO_BROWSER}, so no page was seen in a browser')
 HEAVY = 5    # pages with the most formulas
 SECOND = 1000
 STORY = next(iter(chapters.parts().values()))
 
 
 def gone() -> str: # what is missing for a build
-    missing = [n for n in ('sphinx', 'myst_nb', 'sphinx_book_theme') if importlib.util.find_spec(n) is None]
+    missing = [n for n in ('sphinx', 'myst_nb', 'sphinx_copybutton', 'sphinx_book_theme')
+               if importlib.util.find_spec(n) is None]
     if missing: return f"no {', '.join(missing)} here, so no site was built; pip install -e '.[dev]'"
     try: build.npm_packages()
     except build.Refused as e: return f'no site was built: {e}'
@@ -42,6 +43,7 @@ def out(tmp_path_factory): # the built site
     folder = tmp_path_factory.mktemp('site')/'_site'
     r = run(sys.executable, SITE/'build.py', '--out', folder, '--no-models', timeout=1800, PYTHONPATH=str(ROOT))
     assert r.returncode == 0, r.stdout + r.stderr
+    assert [p.name for p in folder.parent.iterdir()] == ['_site'] # nothing beside it
     return folder
 
 
@@ -146,7 +148,7 @@ def shown(monkeypatch, tmp_path, *cells) -> list: # the cells of a chapter of th
     (tmp_path/'story').mkdir()
     title = nbformat.v4.new_markdown_cell('# A chapter\n\n> What it says')
     nbformat.write(nbformat.v4.new_notebook(cells=[title, *cells]), tmp_path/'story/00_x.ipynb')
-    return chapters.shown(chapters.Page('story/00_x'), True, set()).cells[1:]
+    return chapters.shown(chapters.Page('story/00_x'), set()).cells[1:]
 
 
 def test_what_is_hidden_stays_out_and_directives_too(monkeypatch, tmp_path):
