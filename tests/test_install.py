@@ -120,5 +120,6 @@ def test_what_is_imported_is_declared():
     conf = {}
     exec((ROOT/'site/conf.py').read_text(encoding='utf-8'), conf)
     also = [(n.split('.')[0], ROOT/'site/conf.py') for n in (*conf['extensions'], conf['html_theme'])]
-    others = [p for folder in ('tests', 'site', '.ci') for p in (ROOT/folder).rglob('*.py') if 'node_modules' not in p.parts]
+    others = [p for folder in ('tests', 'site', '.ci') for p in (ROOT/folder).rglob('*.py')
+              if 'node_modules' not in p.parts]
     assert undeclared(imported(others, also), cfg['requirements'] + ' ' + cfg['dev_requirements']) == []

@@ -451,3 +451,15 @@ def test_workers_end_with_their_parent(tmp_path): # one is told to end, the othe
             assert psutil.wait_procs(workers, timeout=5)[1] == []
     finally:
         for p in started: p.kill()
+
+
+def test_a_network_with_more_input_channels_starts_as_the_narrower_one(tmp_path):
+    from ldm_nb.cli.recipes import start_from
+    from ldm_nb.core import LatentDiffusion
+    from ldm_nb.unet import Cond
+    wide = LatentDiffusion.from_pretrained('postcards-inpaint')
+    narrow = LatentDiffusion.from_pretrained('postcards-aligned')
+    start_from(wide, 'postcards-aligned')
+    z, t = torch.randn(2, 4, 16, 16), torch.tensor([3., 700.])
+    beside = torch.randn(2, wide.net.in_ch - 4, 16, 16)
+    with torch.no_grad(): assert torch.equal(wide.net(z, t, Cond(concat=beside)), narrow.net(z, t))
