@@ -100,17 +100,19 @@ def fit_captions(embedder: nn.Module | None, # from `make_embedder`
         raise ValueError('all captions are blank: write some, or train without (--condition none)')
     if cut and too_long == 'error':
         k = cut[0]
-        rest = data['caption'][k][len(captions[k]):]
+        kept, rest = captions[k], data['caption'][k][len(captions[k]):]
+        kept = '...'*(len(kept) > 60) + kept[-60:]
+        rest = rest[:60] + '...'*(len(rest) > 60)
         raise ValueError(f'{len(cut)} of {len(captions)} captions are longer than the {text.max_length - 2} tokens '
-                         f'that fit, e.g. that of {said(k)}, from the bar on: "{captions[k]}|{rest}". '
+                         f'that fit, e.g. that of {said(k)}, from the bar on: "{kept}|{rest}". '
                          f'Shorten them, or let them be cut: --long-captions cut')
     if cut: tell(f'{len(cut)} of {len(captions)} captions were cut to the {text.max_length - 2} tokens that fit, e.g. '
                  f'that of {said(cut[0])}')
     if blank: tell(f'{len(blank)} of {len(captions)} captions are blank, e.g. that of {said(blank[0])}: trained as the '
                    f'null condition')
     if unknown: tell(f'{len(unknown)/pieces:.1%} of the pieces of the captions are unknown to the vocabulary, e.g. '
-                     f'{unknown[0]!r}: all of them mean the same to the model. Make a vocabulary of these captions: '
-                     f'--tokenizer captions')
+                     f'{unknown[0][:20]!r}: all of them mean the same to the model. Make a vocabulary of these '
+                     f'captions: --tokenizer captions')
     return data | dict(caption=captions)
 
 # %% ../../nbs/paper/04_conditions.ipynb #b33103b1
