@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from ..engine.files import atomic_path, cache_folder, writable_folder
 
-# %% ../../nbs/datasets/08_emoji.ipynb #cc7df437
+# %% ../../nbs/datasets/08_emoji.ipynb #f4aeefd7
 SETS = {'noto': 'noto', 'twemoji': 'twemoji', 'fluent flat': 'fluent-emoji-flat', 'fluent 3d': 'fluent-emoji',
         'openmoji': 'openmoji', 'emojione': 'emojione', 'fxemoji': 'fxemoji'} # style, as captions say it -> set
 
@@ -44,7 +44,7 @@ def fetch_sets(styles: list[str] # of `SETS`
                          "draw one style from this machine's font: --font FILE")
     return places
 
-# %% ../../nbs/datasets/08_emoji.ipynb #b4257b52
+# %% ../../nbs/datasets/08_emoji.ipynb #671c44e7
 def read_set(folder: Path # of one set, as npm installs it
     ) -> tuple[dict[str, str], dict]: # name -> SVG; title, licence, its address and the author
     "The drawings of a set. Raises `ValueError` for one without a licence."
@@ -75,7 +75,7 @@ def svg(icon: dict # body, and where they differ from the usual left, top, width
     return ('<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="{x} {y} {w} {h}">{body}</svg>')
 
-# %% ../../nbs/datasets/08_emoji.ipynb #71957ea0
+# %% ../../nbs/datasets/08_emoji.ipynb #987c8a73
 def shared_concepts(sets: dict[str, dict[str, str]], # style -> name -> SVG
                     least: int = 6 # in so many styles, or in all there are
     ) -> list[str]: # names, sorted
@@ -88,7 +88,7 @@ def shared_concepts(sets: dict[str, dict[str, str]], # style -> name -> SVG
         seen |= set(drawn)
     return kept
 
-# %% ../../nbs/datasets/08_emoji.ipynb #963823ef
+# %% ../../nbs/datasets/08_emoji.ipynb #305daf11
 def caption(concept: str, style: str) -> str: # e.g. 'hot-beverage', 'noto' -> 'a hot beverage, noto style'
     "What the picture is called. No article before a plural."
     words = concept.replace('-', ' ')
@@ -103,7 +103,7 @@ def held_out_style(concept: str, styles: list[str] # that drew it
     order = sorted(styles)
     return order[int(hashlib.sha256(concept.encode()).hexdigest(), 16) % len(order)]
 
-# %% ../../nbs/datasets/08_emoji.ipynb #3b6afcdf
+# %% ../../nbs/datasets/08_emoji.ipynb #eeb7b4b9
 def draw_svg(svg: str, size: int # pixels a side
     ) -> Image.Image: # RGB, on white, in the middle
     "Rasterise an SVG. Raises `ValueError` for one that cannot be read."
@@ -137,7 +137,7 @@ def font_pictures(font: str | Path, # of a colour font with bitmaps, such as Not
         if im.getbbox(): out[name] = on_white(im.crop(im.getbbox()), size)
     return out
 
-# %% ../../nbs/datasets/08_emoji.ipynb #8db2e38a
+# %% ../../nbs/datasets/08_emoji.ipynb #cf7aa8e2
 def font_credit(font: str | Path) -> dict: # as `read_set` gives it
     "What a font says of itself."
     from fontTools.ttLib import TTFont
@@ -145,7 +145,7 @@ def font_credit(font: str | Path) -> dict: # as `read_set` gives it
     return dict(set=say(4) or Path(font).name, author=say(9) or say(8), author_at=say(11),
                 licence=say(13) or 'the licence of the font', licence_at=say(14))
 
-# %% ../../nbs/datasets/08_emoji.ipynb #be02b13f
+# %% ../../nbs/datasets/08_emoji.ipynb #a6380fd4
 CREDIT = '- {set}: {author} ({author_at}), {licence} ({licence_at})\n'
 
 def write_folder(out: Path, pictures: list[tuple[str, str, Image.Image]], # (concept, style, picture)
@@ -196,7 +196,7 @@ def make_folder(out: str | Path, # must not hold anything yet
     counts = write_folder(out, drawn, [about for _, about in read.values()])
     return counts | dict(concepts=len({c for c, _ in todo}), styles=len(styles))
 
-# %% ../../nbs/datasets/08_emoji.ipynb #57cb158c
+# %% ../../nbs/datasets/08_emoji.ipynb #865f5b05
 def main(argv: list | None = None): # None: the command line
     "`python -m ldm_nb.datasets.emoji --out FOLDER`"
     p = argparse.ArgumentParser(prog='python -m ldm_nb.datasets.emoji',
@@ -213,5 +213,5 @@ def main(argv: list | None = None): # None: the command line
     print(f'{found["train"]} pictures to train on and {found["held-out"]} held out, of {found["concepts"]} things in '
           f'{found["styles"]} style(s), in {a.out}; who drew them: {a.out/"LICENCES.md"}')
 
-# %% ../../nbs/datasets/08_emoji.ipynb #8a5f46ab
+# %% ../../nbs/datasets/08_emoji.ipynb #effeeef7
 if __name__ == '__main__' and '__file__' in globals(): main() # in a notebook there is no __file__
