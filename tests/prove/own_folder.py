@@ -85,7 +85,7 @@ if __name__ == '__main__':
         if w in (1., 3.):
             sheet = a.out.with_name(f'{a.out.stem}-{w:g}.jpg')
             save_grid(some, sheet)
-            Image.open(sheet).resize((640, 800)).save(sheet, quality=75)
+            Image.open(sheet).resize((480, 600)).save(sheet, quality=75)
     trained_by = ' '.join(command).replace(str(a.data), 'FOLDER')
     command = f'python tests/prove/own_folder.py --data FOLDER --each {a.each}'
     about = dict(command=command, trained_by=trained_by, pictures=len(real['image']), drawn_of_each=a.each, seed=0,
