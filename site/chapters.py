@@ -148,8 +148,8 @@ def toctree(names: list[str], caption: str = '') -> str:
 
 
 # at the top of the front page
-FIRST = """<p>Type a caption, and a model of this course draws it on this page: nothing to install, and nothing you type
-leaves your computer. Or begin to read.</p>
+FIRST = """<p>Type a caption, and a model of this course draws it in your browser: nothing to install, and nothing you
+type leaves your computer. Or begin to read.</p>
 <p class="first"><a class="go" href="play/index.html">Type a caption</a>
 <a class="go second" href="story/00_start_here.html">Start the course</a></p>"""
 

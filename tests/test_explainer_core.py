@@ -25,8 +25,9 @@ from ldm_nb.embedders import TextEmbedder
 from ldm_nb.engine.seeds import ItemNoise
 from ldm_nb.interop import onnx
 from ldm_nb.paper.conditions import make_unet, shipped_vocab
-from ldm_nb.paper.images import InpaintEmbedder
+from ldm_nb.paper.images import ImageEmbedder, InpaintEmbedder
 from ldm_nb.paper.layouts import LayoutEmbedder
+from ldm_nb.paper.maps import MapEmbedder
 from ldm_nb.samplers import SAMPLERS, SPACINGS, sampling_sigmas
 from ldm_nb.text import Tokenizer, words
 
@@ -233,6 +234,8 @@ SMALL = dict(dim=16, depth=1, heads=2)
 BOXES = [['house', .1, .2, .6, .7], ['tree', .51, .5, .9, 1]]
 f32 = lambda x: dict(float32=x.flatten().tolist()) # becomes a typed array
 u8 = lambda x: dict(uint8=x.int().flatten().tolist())
+REGIONS = torch.arange(SIZE*SIZE).reshape(SIZE, SIZE) % 7 % 5 # a map of 5 classes
+TINY = torch.linspace(1, -1, 3*8*8).reshape(3, 8, 8) # a picture as large as the latent
 KINDS = { # its embedder; how the rest is made; a prompt for JavaScript; the same for Python's sample
     'text': (lambda: TextEmbedder(VOCAB, max_length=12, pooled=True, **SMALL), dict(prediction_type='v'),
              CAPTION, dict(y=CAPTION)),
@@ -240,6 +243,9 @@ KINDS = { # its embedder; how the rest is made; a prompt for JavaScript; the sam
     'layout': (lambda: LayoutEmbedder(len(CLASSES), max_boxes=3, names=list(CLASSES), size=SIZE, stages=1, **SMALL),
                dict(schedule=Schedule(zero_snr=True), prediction_type='x0'), BOXES, dict(y=BOXES)),
     'inpaint': (InpaintEmbedder, dict(sampling={}), dict(image=f32(RED), mask=u8(HOLE)), dict(image=RED, mask=HOLE)),
+    'map': (lambda: MapEmbedder(5, out_ch=3, stages=1), dict(prediction_type='v'), u8(REGIONS), dict(y=REGIONS)),
+    'x4': (lambda: ImageEmbedder(factor=2), dict(prediction_type='x0'), dict(image=f32(TINY)), dict(image=TINY)),
+    'none': (lambda: None, dict(schedule=StraightPath(), prediction_type='flow'), None, {}), # unconditional
 }
 DRAWN = dict(steps=20, seed=7)
 
@@ -256,7 +262,7 @@ def made(kind: str) -> LatentDiffusion: # all with the same first stage
     e = embedder()
     if kind == 'class': net = make_dit(e, 4, dim=16, depth=1, heads=2)
     else: net = make_unet(e, 4, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_factors=(2,), groups=4, heads=2)
-    return LatentDiffusion(ae, shake(net), shake(e), size=SIZE, **how).eval()
+    return LatentDiffusion(ae, shake(net), e and shake(e), size=SIZE, **how).eval()
 
 
 def export_all(models: dict, folder): # the first stage, which they share, is traced once
@@ -306,10 +312,30 @@ def same_path(mine, theirs, tolerance=1e-4): # of the largest number of each ste
 def test_the_same_drawing(exported, tmp_path): # every kind of condition, prediction, path and end; guided and not
     asked = []
     for kind, (_, _, prompt, _) in KINDS.items():
-        for w in (3., 1., 0.): asked.append(dict(model=kind, prompt=prompt, guidance=w, **DRAWN))
+        weights = [None] if kind == 'none' else [3., 1., 0.]
+        asked += [dict(model=kind, prompt=prompt, guidance=w, **DRAWN) for w in weights]
     for q, mine in zip(asked, drawn(exported, tmp_path, paths=asked)['paths'], strict=True):
         kind = q['model']
         same_path(mine, exported[1][kind].stream(**KINDS[kind][3], guidance=q['guidance'], **DRAWN))
+
+
+def test_the_worker_draws_without_words(exported, tmp_path): # from a map, a small picture, nothing
+    unit, kinds = ItemNoise(3, range(1))(torch.empty(1, 4, 8, 8)), ('map', 'x4', 'none')
+    calls = [[dict(type='sample', model=kind, prompt=KINDS[kind][2], keep=True, **DRAWN),
+              dict(type='inspect', handle='last', step=5),
+              dict(type='noise', model=kind, x=f32(RED), t=500, seed=3, prompt=None)] for kind in kinds]
+    got = iter(drawn(exported, tmp_path, calls=sum(calls, []))['calls'])
+    for kind, sample, inside, noise in zip(kinds, got, got, got, strict=True):
+        ldm = exported[1][kind]
+        assert far(sample['result']['x'], ldm.sample(**KINDS[kind][3], **DRAWN).flatten()) < 1e-3
+        r, path = inside['result'], list(ldm.stream(**KINDS[kind][3], **DRAWN))
+        assert far(r['z0_hat'], path[5][1].flatten()) < 1e-3 and 'attention' not in r
+        assert ('uncond' in r) == (kind != 'none') and far(r['guided' if 'guided' in r else 'cond'], r['z0_hat']) < 1e-3
+        with torch.no_grad():
+            ae, s = ldm.autoencoder, ldm.schedule.t_to_sigma(500).item()
+            z = ae.to_latent(ae.posterior(RED[None]).mean) + s*unit
+            null = ldm.embedder and ldm.embedder.null(1, hw=(8, 8))
+            assert far(noise['result']['z0_hat'], ldm.denoise(z, s, null).flatten()) < 1e-3
 
 
 def test_every_sampler_of_a_model(exported, tmp_path):
@@ -397,6 +423,9 @@ BAD = [ # a call, and words of the sentence that answers it
     (dict(model='layout', prompt=[['castle', 0, 0, 1, 1]]), 'castle'),
     (dict(model='layout', prompt=[['tree', 0, 0, 1, 1]]*4), '4 boxes'),
     (dict(model='inpaint', prompt=dict(image=dict(float32=[0.]))), 'picture'),
+    (dict(model='map', prompt=u8(REGIONS + 4)), 'knows 0 to 4'), (dict(model='map', prompt=u8(TINY[0])), '16 x 16'),
+    (dict(model='x4', prompt=dict(image=f32(RED))), '192'), (dict(model='x4', prompt='a house'), 'picture'),
+    (dict(model='none', prompt='a house'), 'unconditional'), (dict(model='none', prompt=None, guidance=3), 'to guide'),
     (dict(type='encode', x=dict(float32=[0.]*7)), 'picture'), (dict(type='decode', z=None), 'latent'),
     (dict(type='noise', x=f32(RED), t=1000), 't is 1000'),
 ]
@@ -426,6 +455,13 @@ def test_cancelling(exported, tmp_path): # each call is answered once; the newes
     assert seen[9]['result'] and seen[9]['steps'] == 5
     assert 9 <= got['atOnce']['questions'] <= 4 + 5 + 3 # the worker stops, too, a step or so later
     assert 'result' in got['calls'][1]
+
+
+def test_short_jobs_go_between_the_steps_of_a_long_one(exported, tmp_path): # the fast model has been warmed
+    long, short = dict(type='sample', model='text', steps=60), dict(type='sample', model='fast', steps=4)
+    calls = [dict(prompt=CAPTION, **q) for q in (long, short, short)]
+    got = drawn(exported, tmp_path, order=dict(load=['text', 'fast'], calls=calls))['order']
+    assert got['order'] == ['fast', 'fast', 'text'] and got['questions'] == 1
 
 
 def renamed(folder, name: str): # a copy of the text model whose embedder has another hash: a note at its end

@@ -55,14 +55,16 @@ async function keepFiles() {
 
 // A file dropped beside the place for it would open in the page's stead.
 function refuseDrops() {
-  for (const kind of ['dragover', 'drop']) addEventListener(kind, event => event.preventDefault())
+  for (const kind of ['dragover', 'drop']) {
+    addEventListener(kind, event => { if (event.dataTransfer?.types.includes('Files')) event.preventDefault() })
+  }
 }
 
 function start() {
   startTheme()
   refuseDrops()
   const only = onlyPanel()
-  const kept = keepFiles()
+  const kept = keepFiles().catch(() => {}) // a page that may not have a service worker draws all the same
   const client = new Client(new URL('./worker.js', import.meta.url))
   const call = (...words) => kept.then(() => client.call(...words)) // panels answer at once, models wait
   const app = new EventTarget() // panels tell each other of a drawing by it

@@ -11,6 +11,13 @@ import {abarOf, netInput, samplingSigmas, sigmaToT, toZ0, tToSigma} from './sche
 const OFFERED = Object.keys(SAMPLERS).filter(name => name !== 'consistency');   // that one is for distilled models
 const sessions = new Map();                                    // sha256 -> promise: models share a first stage
 
+let turn = Promise.resolve();
+function inTurn(work) {                                        // the runtime has one stack: its calls must not overlap
+  const mine = turn.then(work);
+  turn = mine.catch(() => {});
+  return mine;
+}
+
 export async function loadModel(url, {ort, onProgress, signal} = {}) {   // url of the folder
   const folder = String(url).replace(/\/*$/, '/');
   const manifest = await fetchManifest(folder, signal);
@@ -67,7 +74,7 @@ export class Model {
 
   async open(entry, how) {
     const data = await fetchFile(this.folder, entry, how);
-    return this.ort.InferenceSession.create(data, {executionProviders: ['wasm']});
+    return inTurn(() => this.ort.InferenceSession.create(data, {executionProviders: ['wasm']}));
   }
 
   async run(part, inputs, wanted) {                            // {name: {data, dims}} -> the same of the outputs
@@ -80,8 +87,14 @@ export class Model {
       const {data, dims} = inputs[name];
       feeds[name] = new this.ort.Tensor(data instanceof BigInt64Array ? 'int64' : 'float32', data, dims);
     }
-    const answers = await session.run(feeds, wanted ?? session.outputNames);
+    const answers = await inTurn(() => session.run(feeds, wanted ?? session.outputNames));
     return Object.fromEntries(Object.entries(answers).map(([name, {data, dims}]) => [name, {data, dims}]));
+  }
+
+  async warm() {                                               // the first run of a network is slow, so it draws nothing
+    const z = new Float32Array(this.numbers);
+    await this.ask(z, 1, await this.nullCondition());
+    await this.decode(z);
   }
 
   get numbers() {                                              // of one latent

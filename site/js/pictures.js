@@ -35,7 +35,10 @@ export class Chooser {
     this.note = element('p', {class: 'note', role: 'status'})
     const label = element('label', {for: this.file.id}, 'Your own picture (choose it, or drop it here)')
     holder.append(this.row, element('div', {class: 'field wide'}, label, this.file), this.note)
-    this.file.addEventListener('change', () => this.own(this.file.files[0]))
+    this.file.addEventListener('change', () => {
+      this.own(this.file.files[0])
+      this.file.value = '' // so that the same file can be chosen again
+    })
     this.takeDrops()
   }
 
@@ -47,18 +50,13 @@ export class Chooser {
       this.note.textContent = 'The postcards did not arrive; your own picture will do.'
       return
     }
-    const first = this.row.querySelector('img')
-    await first.decode()
-    this.choose(first)
+    await this.take(this.row.querySelector('img'))
   }
 
   offer({file, caption}) {
     const image = element('img', {src: `postcards/${file}`, width: 64, height: 64, alt: caption})
     const button = element('button', {type: 'button', 'aria-pressed': 'false', title: caption}, image)
-    button.addEventListener('click', async () => {
-      await image.decode()
-      this.choose(image)
-    })
+    button.addEventListener('click', () => this.take(image))
     this.row.append(button)
   }
 
@@ -66,10 +64,16 @@ export class Chooser {
     for (const button of this.row.children) button.setAttribute('aria-pressed', String(button === chosen))
   }
 
-  choose(image) {
-    this.latest = null
+  async take(image) {
+    this.latest = image
+    let said = ''
+    try { await image.decode() }
+    catch { said = 'This postcard did not arrive; take another one, or your own picture.' }
+    if (this.latest !== image) return // another was chosen meanwhile
+    this.note.textContent = said
+    this.note.classList.toggle('error', Boolean(said))
+    if (said) return
     this.mark(image.parentElement)
-    this.note.textContent = ''
     this.onPicture(pixelsOf(image), image.alt)
   }
 

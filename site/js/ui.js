@@ -112,8 +112,10 @@ export class Job {
     if (id) this.status.id = id
     this.bar = element('progress', {'aria-label': 'Progress', hidden: ''})
     this.detail = element('p', {class: 'detail'})
+    this.stop = element('button', {type: 'button', class: 'stop', hidden: ''}, 'Stop')
+    this.stop.addEventListener('click', () => this.cancel('Stopped.'))
     this.again = element('button', {type: 'button', class: 'retry', hidden: ''}, 'Try again')
-    holder.append(this.status, this.bar, this.detail, this.again)
+    holder.append(this.status, this.bar, this.detail, this.stop, this.again)
     this.turn = 0
     this.ended = Promise.resolve()
   }
@@ -128,23 +130,20 @@ export class Job {
     return this.ended
   }
 
-  cancel() {
+  cancel(said = '') {
     this.turn++
     this.stopper?.abort()
+    this.show('idle', said)
   }
 
   async attempt(work, signal) {
     this.show('busy', '')
-    this.again.hidden = true
     try {
       const said = await work({signal, job: this})
-      if (signal.aborted) this.show('idle', '')
-      else this.show('done', said)
+      if (!signal.aborted) this.show('done', said)
     } catch (error) {
-      if (signal.aborted || error.cancelled || error.name === 'AbortError') this.show('idle', '')
-      else this.fail(error, work)
+      if (!signal.aborted) this.fail(error, work)
     }
-    this.bar.hidden = true
   }
 
   show(state, text = '') {
@@ -152,6 +151,7 @@ export class Job {
     this.status.textContent = this.quiet && state !== 'error' ? '' : text
     this.status.classList.toggle('error', state === 'error')
     this.detail.textContent = this.quiet && state === 'done' ? text : ''
+    this.bar.hidden = this.stop.hidden = this.again.hidden = true
   }
 
   say(text) { if (!this.quiet) this.status.textContent = text }
@@ -173,7 +173,10 @@ export class Job {
     this.progress(loaded, total, `Loading the model: ${megabytes(loaded)} of ${megabytes(total)} MB`)
   }
 
-  step({i, of}) { this.progress(i + 1, of, `Step ${i + 1} of ${of}`) }
+  step({i, of}) {
+    this.progress(i + 1, of, `Step ${i + 1} of ${of}`)
+    this.stop.hidden = false
+  }
 }
 
 // --- models: each is loaded once, when first asked for

@@ -42,7 +42,8 @@ export class Service {                                         // post(message, 
     this.calls = new Map();                                    // id -> AbortController
     this.models = new Map();                                   // name -> {model: promise, listeners}
     this.loaded = [];
-    this.queue = Promise.resolve();
+    this.queue = Promise.resolve();                            // of long drawings, one at a time
+    this.short = Promise.resolve();                            // of all else, which goes between their steps
     this.kept = new Map();                                     // handle -> a drawing
     this.handles = 0;
   }
@@ -77,8 +78,9 @@ export class Service {                                         // post(message, 
       signal.throwIfAborted();
       return JOBS[type].call(this, model, args, {tell, signal, drawing});
     };
-    const turn = this.queue.then(job);                         // one at a time
-    this.queue = turn.catch(() => {});
+    const queue = type === 'sample' && !model.manifest.fast ? 'queue' : 'short';
+    const turn = this[queue].then(job);
+    this[queue] = turn.catch(() => {});
     return turn;
   }
 
@@ -94,7 +96,10 @@ export class Service {                                         // post(message, 
     const listeners = new Set();
     const onProgress = p => listeners.forEach(listener => listener(p));
     this.ort ??= this.runtime();
-    const model = this.ort.then(ort => loadModel(new URL(name, this.folder), {ort, onProgress}));
+    const model = this.ort.then(ort => loadModel(new URL(name, this.folder), {ort, onProgress})).then(async m => {
+      if (m.manifest.fast) await m.warm().catch(() => {});     // what fails here fails again when it draws
+      return m;
+    });
     model.then(m => this.loaded.push(m), () => this.models.delete(name));   // after an error the next call tries again
     this.ort.catch(() => { this.ort = null; });
     return {model, listeners};
@@ -139,6 +144,7 @@ const JOBS = {                                                 // each is called
       const step = {i, of, sigma, t};
       if (previews) step.preview = (await picturesOf(this.small(model), {z0_hat})).z0_hat;
       tell('step', step);
+      if (!model.manifest.fast) await this.short;
     }
     const x = model.keepKnown(await model.decode(last.z), prompt);
     const seconds = (performance.now() - began)/1000;

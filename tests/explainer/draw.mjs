@@ -26,6 +26,7 @@ const server = http.createServer((request, response) => {
   if (answer.breaks) setTimeout(() => response.destroy(), 50);
   else response.end();
 });
+server.keepAliveTimeout = 0;                                   // or a connection closes while it is being used again
 await new Promise(listening => server.listen(0, '127.0.0.1', listening));
 const base = `http://127.0.0.1:${server.address().port}/`;
 
@@ -113,6 +114,24 @@ const ANSWERS = {
     const seen = await Promise.all(all);
     Model.prototype.ask = ask;
     return {seen, counts, questions, left: client.waiting.size};
+  },
+
+  async order({load, calls}) {   // models, as they were answered; how often the network was asked while they were loaded
+    const client = makeClient();
+    let questions = 0;
+    const {ask} = Model.prototype;
+    Model.prototype.ask = function (...args) {
+      questions++;
+      return ask.apply(this, args);
+    };
+    for (const model of load) await settled(client, {type: 'load', model});
+    Model.prototype.ask = ask;
+    const order = [];
+    await Promise.all(calls.map(async one => {
+      const {error} = await settled(client, one);
+      order.push(error ?? one.model);
+    }));
+    return {order, questions};
   },
 
   async arrivals({faults: names, file}) {                      // a model for each fault: with it, then without

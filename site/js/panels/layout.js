@@ -22,7 +22,7 @@ export function start(app) {
   byId('box-class').append(...options('house'))
 
   // --- what changes
-  const redraw = later(() => { if (wanted) draw() }, 400)
+  const redraw = later(() => { if (wanted && !drag) draw() }, 400) // a box in the making may have no size yet
 
   function changed({many = false} = {}) {
     many ? rebuild() : refresh()
@@ -133,6 +133,7 @@ export function start(app) {
   }
   board.addEventListener('pointerdown', event => {
     event.preventDefault()
+    if (event.button) return
     const [x, y] = at(event)
     const group = event.target.closest('g')
     if (group) drag = {k: [...board.children].indexOf(group), how: event.target.matches('.handle') ? 'resize' : 'move'}
@@ -163,6 +164,7 @@ export function start(app) {
         changed({many: true})
       }
     }
+    if (drag) redraw()
     drag = null
   }
   board.addEventListener('pointerup', drop)
@@ -184,8 +186,7 @@ export function start(app) {
 
   function draw() {
     if (!boxes.length) {
-      job.cancel()
-      job.show('idle', 'There is no box yet: add one.')
+      job.cancel('There is no box yet: add one.')
       return
     }
     const prompt = boxes.map(box => [...box])
@@ -200,12 +201,12 @@ export function start(app) {
       }
       const {pixels} = await app.client.call('sample', options, {onStep, signal})
       paint(byId('layout-picture'), pixels, `The picture of ${prompt.map(box => box[0]).join(', ')}`)
-      return `Drawn from ${prompt.length} ${prompt.length === 1 ? 'box' : 'boxes'}, seed ${seed}. Draw again for another one.`
+      return `Drawn from ${prompt.length} ${prompt.length === 1 ? 'box' : 'boxes'}, seed ${seed}. Draw again for another.`
     })
   }
 
   rebuild()
-  job.show('idle', 'Choose Draw: the model is loaded first.')
+  job.show('idle', 'Choose “Draw the boxes”: the model is loaded first.')
 }
 
 const percent = v => Math.round(100*v)

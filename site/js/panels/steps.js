@@ -137,8 +137,8 @@ function plot({points, span, from, title}) { // equal scales on both axes, so th
   const drawn = svg('svg', {viewBox: '0 0 300 220', 'aria-hidden': 'true'})
   for (const name of ['g', 'c', 'u']) {
     if (name === from) continue
-    const begin = name === 'g' ? at(points.u) : start
-    drawn.append(arrow(begin, at(points[name]), name))
+    const [begin, end] = [name === 'g' ? at(points.u) : start, at(points[name])]
+    if (Math.hypot(end[0] - begin[0], end[1] - begin[1]) > 1) drawn.append(arrow(begin, end, name))
   }
   Object.keys(points).forEach(name => {
     const [x, y] = at(points[name])
@@ -173,10 +173,13 @@ const SPECIAL = ['[PAD]', '[CLS]', '[SEP]']
 
 function showWords({tokens, attention}) {
   const select = byId('word')
-  const before = select.selectedOptions[0]?.textContent
+  const before = Number(select.value)
+  const named = select.selectedOptions[0]?.textContent
   const words = attention ? (tokens ?? []).map((word, k) => [word, k]).filter(([word]) => !SPECIAL.includes(word)) : []
   select.replaceChildren(...words.map(([word, k]) => element('option', {value: k}, word)))
-  const again = words.find(([word]) => word === before) ?? words.find(([word]) => word === 'house') ?? words[0]
+  const find = fits => words.find(([word, k]) => fits(word, k))
+  const again = find((word, k) => word === named && k === before) ?? find(word => word === named) ??
+    find(word => word === 'house') ?? words[0]
   if (again) select.value = again[1]
 }
 
