@@ -54,6 +54,7 @@ def test_what_is_in_it(wheel):
     models = {p.parent.name for p in (ROOT/'data/pretrained').glob('*/config.json')}
     wanted = {f'ldm_nb/shipped/pretrained/{m}/{f}' for m in models for f in ('config.json', 'model.safetensors')}
     wanted |= {p.relative_to(ROOT).as_posix() for p in (ROOT/'ldm_nb').rglob('*.py')}
+    wanted |= {f'ldm_nb/shipped/pretrained/{p.name}' for p in (ROOT/'data/pretrained').glob('*.safetensors')} # adapters
     wanted |= {'ldm_nb/shipped/tokenizer/vocab.txt'}
     assert wanted <= names and not {n for n in names - wanted if '.dist-info/' not in n}
     assert wheel.stat().st_size < 48e6

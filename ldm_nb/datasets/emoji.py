@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from ..engine.files import atomic_path, cache_folder, writable_folder
 
-# %% ../../nbs/datasets/08_emoji.ipynb #f4aeefd7
+# %% ../../nbs/datasets/08_emoji.ipynb #fcfcdb5f
 SETS = {'noto': 'noto', 'twemoji': 'twemoji', 'fluent flat': 'fluent-emoji-flat', 'fluent 3d': 'fluent-emoji',
         'openmoji': 'openmoji', 'emojione': 'emojione', 'fxemoji': 'fxemoji'} # style, as captions say it -> set
 
@@ -38,7 +38,7 @@ def fetch_sets(styles: list[str] # of `SETS`
     if not missing: return places
     writable_folder(folder)
     words = [*_npm(), 'install', '--prefix', str(folder), '--ignore-scripts', '--no-audit', '--no-fund']
-    r = subprocess.run([*words, '--loglevel=error', *missing], capture_output=True, text=True)
+    r = subprocess.run([*words, '--loglevel=error', *missing], capture_output=True, encoding='utf-8', errors='replace')
     if r.returncode:
         raise NotFetched(f'npm could not fetch {", ".join(missing)}: {r.stderr.strip()[-300:]}\nWithout a network, '
                          "draw one style from this machine's font: --font FILE")

@@ -4,8 +4,8 @@ Then 1,000 captions that were trained on and 1,000 that were held out are drawn 
 data/results/emoji.json, and -seen.jpg and -held-out.jpg beside it.
 
     python -m ldm_nb.datasets.emoji --out EMOJI
-    python tests/prove/emoji.py --data EMOJI                  judge 25 min, 2,000 pictures 10 min, one core
-    python tests/prove/emoji.py --data EMOJI --model RUN --n 100 --out runs/tiny.json       another model, in miniature
+    python tests/prove/emoji_text.py --data EMOJI                  judge 25 min, 2,000 pictures 10 min, one core
+    python tests/prove/emoji_text.py --data EMOJI --model RUN --n 100 --out runs/tiny.json  another, in miniature
 
 What is in the --work folder is not trained again."""
 import argparse, json, time
@@ -136,8 +136,9 @@ def main():
     real = {k: verdicts(judge, to_float(d['image']), d, concepts, styles) for k, d in kinds.items()}
     known = real['seen'][1]
     mixed = torch.randperm(len(known), generator=generator(a.seed, 1))
-    out = dict(command=f'python tests/prove/emoji.py --data EMOJI --model {Path(a.model).name} --n {a.n}', seed=a.seed,
-               device='cpu', threads=1, pictures=dict(train=len(known), held_out=len(held['image'])),
+    command = f'python tests/prove/emoji_text.py --data EMOJI --model {Path(a.model).name} --n {a.n}'
+    out = dict(command=command, seed=a.seed, device='cpu', threads=1,
+               pictures=dict(train=len(known), held_out=len(held['image'])),
                concepts=len(concepts), styles=styles,
                judge=dict(steps=a.steps, minutes=round(minutes, 1), held_out=real['held_out'][0],
                           trained_on=real['seen'][0],
