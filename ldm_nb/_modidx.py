@@ -1865,6 +1865,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/ldm_nb', 'doc_host': '', '
                              'ldm_nb.text._tell_too_long': ('story/text.html#_tell_too_long', 'ldm_nb/text.py'),
                              'ldm_nb.text._tell_unknown': ('story/text.html#_tell_unknown', 'ldm_nb/text.py'),
                              'ldm_nb.text._wordpiece': ('story/text.html#_wordpiece', 'ldm_nb/text.py'),
+                             'ldm_nb.text.around': ('story/text.html#around', 'ldm_nb/text.py'),
                              'ldm_nb.text.as_captions': ('story/text.html#as_captions', 'ldm_nb/text.py'),
                              'ldm_nb.text.load_vocab': ('story/text.html#load_vocab', 'ldm_nb/text.py'),
                              'ldm_nb.text.train_tokenizer': ('story/text.html#train_tokenizer', 'ldm_nb/text.py'),

@@ -267,6 +267,13 @@ def test_captions_as_people_write_them(ae):
     e = TextEmbedder(train_tokenizer(['a small red house']), dim=8, depth=1)
     with pytest.raises(ValueError, match='1 of 4 captions are longer than the 30 tokens .* of 2.png'):
         fit_captions(e, data)
+    # messages stay short all the same
+    endless = data | dict(caption=['a red house', 'b'*9000, 'house '*9000, '儔'*9000])
+    with pytest.raises(ValueError) as caught: fit_captions(e, endless)
+    assert len(str(caught.value)) < 500
+    assert max(map(len, words_of(lambda: fit_captions(e, endless, 'cut'))[0].split(' | '))) < 500
+    with pytest.raises(ValueError) as caught: e.prompts('house '*9000)
+    assert len(str(caught.value)) < 500
     said, fitting = words_of(lambda: fit_captions(e, data, 'cut'))
     for words in ('1 of 4 captions were cut', '1 of 4 captions are blank, e.g. that of 1.png', '3.1% of the pieces'):
         assert words in said, said

@@ -10,8 +10,9 @@ __all__ = ['SETS', 'CREDIT', 'NotFetched', 'fetch_sets', 'read_set', 'svg', 'sha
 import argparse, hashlib, io, json, shutil, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
+from .pictures import to_rgb
 from ..engine.files import atomic_path, cache_folder, writable_folder
 
 # %% ../../nbs/datasets/08_emoji.ipynb #fcfcdb5f
@@ -79,11 +80,11 @@ def svg(icon: dict # body, and where they differ from the usual left, top, width
 def shared_concepts(sets: dict[str, dict[str, str]], # style -> name -> SVG
                     least: int = 6 # in so many styles, or in all there are
     ) -> list[str]: # names, sorted
-    "Names that enough styles have drawn, each drawing once."
+    "Names that enough styles have drawn, each drawing once, people in the colour that stands for all."
     least, kept, seen = min(least, len(sets)), [], set()
     for name in sorted(set().union(*sets.values())):
         drawn = [(s, svgs[name]) for s, svgs in sets.items() if name in svgs]
-        if len(drawn) < least or seen & set(drawn): continue
+        if 'skin-tone' in name or len(drawn) < least or seen & set(drawn): continue
         kept.append(name)
         seen |= set(drawn)
     return kept
@@ -114,11 +115,7 @@ def draw_svg(svg: str, size: int # pixels a side
 def on_white(im: Image.Image, size: int # pixels a side
     ) -> Image.Image:
     "Fit into a white square."
-    im = im.convert('RGBA')
-    if im.size != (size, size): im.thumbnail((size, size), Image.Resampling.LANCZOS)
-    out = Image.new('RGBA', (size, size), 'white')
-    out.alpha_composite(im, tuple((size - k)//2 for k in im.size))
-    return out.convert('RGB')
+    return ImageOps.pad(to_rgb(im), (size, size), Image.Resampling.LANCZOS, 'white')
 
 def font_pictures(font: str | Path, # of a colour font with bitmaps, such as NotoColorEmoji.ttf
                   size: int # pixels a side

@@ -13,7 +13,7 @@ from torch import nn
 from ..engine.console import no_memory
 from ..engine.files import what_is
 from ..embedders import Condition, drop_some
-from ..text import TokenTransformer, as_captions
+from ..text import TokenTransformer, around, as_captions
 from .weights import foreign_config
 from ..unet import Cond
 
@@ -104,7 +104,7 @@ class FrozenText(Condition):
             if len(at) > self.max_length:
                 cut = at[self.max_length - 1][0]
                 raise ValueError(f'a caption of {len(at)} tokens, where {self.max_length} fit; '
-                                 f'cut it at the bar at the latest: "{c[:cut]}|{c[cut:]}"')
+                                 f'cut it at the bar at the latest: "{around(c, cut)}"')
         return captions
 
     def prepare(self, captions: list, ae=None) -> torch.Tensor: # (b, max_length) int64

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from ..attention import conditional_unet
 from ..embedders import ClassEmbedder, TextEmbedder
-from ..text import load_vocab
+from ..text import around, load_vocab
 from ..datasets.images import to_float
 from ..datasets.masks import downsample, random_mask
 from ..datasets.scenes import CLASSES
@@ -99,12 +99,9 @@ def fit_captions(embedder: nn.Module | None, # from `make_embedder`
     if len(blank) == len(captions):
         raise ValueError('all captions are blank: write some, or train without (--condition none)')
     if cut and too_long == 'error':
-        k = cut[0]
-        kept, rest = captions[k], data['caption'][k][len(captions[k]):]
-        kept = '...'*(len(kept) > 60) + kept[-60:]
-        rest = rest[:60] + '...'*(len(rest) > 60)
+        k, at = cut[0], len(captions[cut[0]])
         raise ValueError(f'{len(cut)} of {len(captions)} captions are longer than the {text.max_length - 2} tokens '
-                         f'that fit, e.g. that of {said(k)}, from the bar on: "{kept}|{rest}". '
+                         f'that fit, e.g. that of {said(k)}, from the bar on: "{around(data["caption"][k], at)}". '
                          f'Shorten them, or let them be cut: --long-captions cut')
     if cut: tell(f'{len(cut)} of {len(captions)} captions were cut to the {text.max_length - 2} tokens that fit, e.g. '
                  f'that of {said(cut[0])}')

@@ -4,8 +4,8 @@ Then 1,000 captions that were trained on and 1,000 that were held out are drawn 
 data/results/emoji.json, and -seen.jpg and -held-out.jpg beside it.
 
     python -m ldm_nb.datasets.emoji --out EMOJI
-    python tests/prove/emoji_text.py --data EMOJI                  judge 25 min, 2,000 pictures 10 min, one core
-    python tests/prove/emoji_text.py --data EMOJI --model RUN --n 100 --out runs/tiny.json  another, in miniature
+    python tests/prove/emoji_text.py --data EMOJI --model RUN
+    python tests/prove/emoji_text.py --data EMOJI --model RUN --steps 20 --n 20 --out runs/tiny.json    in miniature
 
 What is in the --work folder is not trained again."""
 import argparse, json, time
@@ -112,7 +112,7 @@ def some(data: dict, n: int, seed: int) -> dict:
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', type=Path, required=True, help='folder of python -m ldm_nb.datasets.emoji')
-    p.add_argument('--model', default='emoji-text')
+    p.add_argument('--model', required=True, help='a text model trained on FOLDER/train')
     p.add_argument('--work', type=Path, default=Path('runs/emoji-judge'))
     p.add_argument('--steps', type=int, default=8000, help="of the judge (default 8000)")
     p.add_argument('--n', type=int, default=1000, help='captions of each kind (default 1000)')
