@@ -19,7 +19,7 @@ WAYS = {'trained on': ['--init', 'ae-kl-f4', '--lr', '1.5e-3'], 'from nothing': 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--data', nargs='+', required=True, help='NAME=FOLDER, several')
-    p.add_argument('--steps', type=int, default=1200)
+    p.add_argument('--steps', type=int, default=1000)
     p.add_argument('--work', type=Path, default=Path('runs/own-first-stage'))
     p.add_argument('--out', type=Path, default=Path('data/results/own-first-stage.json'))
     a = p.parse_args()
